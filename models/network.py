@@ -1,0 +1,47 @@
+"""The network: a body of units, a pooling, a linear head. One class serves float, quantized and spiking networks."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from .unit import Unit
+
+
+def mean_over_time(x: Tensor, time_steps: int) -> Tensor:
+    """Average x [T·B, ...], time-major, over its T steps -> [B, ...]; an ANN is the case T = 1."""
+    return x if time_steps == 1 else x.unflatten(0, (time_steps, -1)).mean(0)
+
+
+class Network(nn.Module):
+    """logits = head(pool(mean_T(body(images)))).
+
+    `time_steps` is 1 until conversion sets it to T: pooling and head are linear, so that they run once, on the mean
+    over T, and the logits [B, classes] of a spiking network are directly comparable with its ANN's.
+
+    Attributes:
+        arch, dataset, num_classes: what `models.build` was asked for.
+        bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
+        neuron, delay: set by conversion; `neuron` None is an ANN.
+        trainable_start: True for an import that lacks a threshold: it serves as a start for training only.
+    """
+
+    def __init__(self, body: nn.Sequential, pool: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.body = body
+        self.pool = pool
+        self.head = head
+        self.arch, self.dataset, self.num_classes = "", "", head.out_features
+        self.bit, self.weight_bit = 32, None
+        self.time_steps, self.neuron, self.delay = 1, None, 0
+        self.trainable_start = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to logits [B, classes]."""
+        x = mean_over_time(self.body(images), self.time_steps)
+        return self.head(self.pool(x))
+
+    def units(self) -> Iterator[tuple[str, Unit]]:
+        """Yield (name, unit) in forward order."""
+        for name, module in self.named_modules():
+            if isinstance(module, Unit):
+                yield name, module

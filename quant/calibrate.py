@@ -1,0 +1,78 @@
+"""Fit clips, thresholds and BN statistics of a freshly quantized network, without labels or gradients."""
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from models import Network
+
+from .functional import nearest_level, quantize_activation
+from .layers import APoTWeight, QuantConv2d, QuantLinear, QuantReLU
+
+CANDIDATES = 48
+SAMPLES = 2**17
+
+
+def best_threshold(x: Tensor, steps: int) -> float:
+    """Return the θ that minimises Σ (max(x, 0) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
+
+    Args:
+        x: pre-activations of any shape; at most 2^17 of them, evenly spaced, are looked at.
+        steps: T = 2^b - 1.
+    """
+    x = x.flatten()
+    x = x[:: max(1, x.numel() // SAMPLES)].clamp(min=0)
+    top = x.max()
+    if not top > 0:
+        return 1.0
+    grid = torch.arange(1, CANDIDATES + 1, device=x.device, dtype=x.dtype) / CANDIDATES * top
+    errors = torch.stack([(quantize_activation(x, threshold, steps) - x).square().mean() for threshold in grid])
+    return grid[errors.argmin()].item()
+
+
+def best_clip(weight: Tensor, quantizer: APoTWeight) -> float:
+    """Return the α that minimises Σ (z - Wq(z; α))² over 0.5, 0.55, ..., 4 standard deviations."""
+    std, mean = torch.std_mean(weight)
+    z = ((weight - mean) / std).abs()
+    levels = quantizer.levels(weight.dtype)
+    grid = torch.arange(10, 81, device=weight.device, dtype=weight.dtype) / 20
+    errors = torch.stack([(clip * nearest_level((z / clip).clamp(max=1), levels) - z).square().mean() for clip in grid])
+    return grid[errors.argmin()].item()
+
+
+@torch.no_grad()
+def calibrate_(network: Network, images: Tensor, clips: bool = True) -> Network:
+    """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
+
+    Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
+    value of least squared error, each BN the statistics of this batch, each threshold the value of least squared error
+    for what that BN then puts out; later layers see the earlier ones already fitted.
+
+    Args:
+        network: a quantized network (of a float one only the BN statistics are re-estimated).
+        images: [N, 3, H, W], training images; about a thousand are enough.
+        clips: fit weight clips and thresholds too, not only the BN statistics.
+    """
+    was_training = network.training
+    network.eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    with ExitStack() as stack:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0  # running statistics = this batch's
+        for module in network.modules() if clips else ():
+            if isinstance(module, QuantReLU):
+                hook = module.register_forward_pre_hook(_fit_threshold_)
+                stack.callback(hook.remove)
+            elif isinstance(module, QuantConv2d | QuantLinear) and isinstance(module.weight_quantizer, APoTWeight):
+                module.weight_quantizer.alpha.fill_(best_clip(module.weight, module.weight_quantizer))
+        network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.train(was_training)
+
+
+def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:
+    relu.threshold.fill_(best_threshold(inputs[0], relu.time_steps))

@@ -1,0 +1,100 @@
+"""Projections onto quantization grids, with the straight-through gradients of the papers."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
+    """Return the nearest of `levels` [L] (ascending) for each magnitude; a tie goes to the smaller level.
+
+    O(N log L) time, O(N) memory: a binary search among the L - 1 midpoints, no [L, N] distances.
+    """
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    index = torch.bucketize(magnitude.contiguous(), midpoints, out_int32=True)
+    return levels.index_select(0, index.flatten()).view(index.shape)
+
+
+class _WeightQuantization(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
+        std, mean = torch.std_mean(weight)
+        u = (weight - mean).div_(std * clip)
+        quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
+        # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there.
+        ctx.save_for_backward(quantized - u.clamp(-1, 1) + u.sign() * (u.abs() > 1), std)
+        return quantized.mul_(clip)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        clip_slope, std = ctx.saved_tensors
+        return grad / std, (grad * clip_slope).sum(), None
+
+
+def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
+    """Return Wq = α · sign(u) · nearest_level(min(|u|, 1)), u = z/α, z = (W - mean W) / std W.
+
+    Mean and unbiased std are over the whole tensor and constants in the backward pass; the normalisation is not
+    undone, batch normalisation absorbs it. Gradients: dW = g / std (not clipped),
+    dα = Σ g · (sign u where |u| > 1, else Q(u) - u).
+
+    Args:
+        weight: float weights of any shape, at least two different values.
+        clip: α > 0, a scalar, in standard deviations.
+        levels: [L] ascending in [0, 1], the first 0, the last 1.
+
+    Source: APoT (Li et al., ICLR 2020), eq. 7-9 and section 3.3.
+    """
+    return _WeightQuantization.apply(weight, clip, levels)
+
+
+class _ActivationQuantization(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int) -> Tensor:
+        ctx.save_for_backward(x, threshold)
+        ctx.steps = steps
+        return (x / threshold).clamp_(0, 1).mul_(steps).round_().mul_(threshold / steps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, threshold = ctx.saved_tensors
+        u = x / threshold
+        # The backward kernels of hardtanh (0 < u < limit) and threshold (u > 1) mask in one vectorised pass; boolean
+        # masks took five times as long on a CPU. The limit is the float after 1, since x = θ still has a gradient.
+        inside = torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0 + torch.finfo(u.dtype).eps)
+        above = torch.ops.aten.threshold_backward(grad, u, 1.0)
+        rounding_error = (u * ctx.steps).round_().div_(ctx.steps).sub_(u)
+        return inside, rounding_error.mul_(inside).add_(above).sum(), None
+
+
+def quantize_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
+    """Return y = round(clamp(x/θ, 0, 1) · T) / T · θ, half to even; contains the ReLU.
+
+    Gradients: dx = g where 0 < x <= θ, else 0; dθ = Σ g · (1 where x > θ, else y/θ - x/θ where x > 0).
+
+    Args:
+        x: pre-activations of any shape.
+        threshold: θ > 0, a scalar.
+        steps: T = 2^b - 1.
+
+    Source: Fast-SNN (Hu et al., TPAMI 2023), section 4; learned clipping as in APoT, eq. 6.
+    """
+    return _ActivationQuantization.apply(x, threshold, steps)
+
+
+def quantize_eight_bit(weight: Tensor) -> Tensor:
+    """Return round(W / step) · step, step = max(W) / 127 (signed maximum, a constant); gradient straight through.
+
+    No value is clamped: a minimum below -max(W) keeps its own integer.
+
+    Raises:
+        ValueError: max(W) <= 0, which leaves no step.
+    """
+    step = weight.detach().max() / 127
+    if not step > 0:
+        raise ValueError(f"8-bit weights need a positive maximum, but max(W) is {step.item() * 127:g}: "
+                         "the checkpoint is damaged or training diverged")
+    quantized = torch.round(weight.detach() / step) * step
+    return weight + (quantized - weight).detach()

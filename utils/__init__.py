@@ -1,0 +1,1 @@
+"""Data, engine, checkpoints and command lines shared by the scripts."""

@@ -1,0 +1,162 @@
+"""CIFAR-10, CIFAR-100 and digits as uint8 tensors, and a loader that augments whole batches on the device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+
+PADDING = 4
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images [N, 3, 32, 32] uint8, labels [N] int64; channel means and standard deviations on the scale [0, 1]."""
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flips: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_binary(files: list[Path], label_bytes: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Read the official binary version: records of `label_bytes` labels (the last one counts) and 3072 pixels.
+
+    Returns:
+        images [N, 3, 32, 32] uint8, labels [N] int64.
+
+    Raises:
+        UserError: a file is missing, no whole number of records, empty, or has a label outside the classes.
+    """
+    images, labels = [], []
+    record = label_bytes + 3 * SIZE * SIZE
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing: unpack the official archive again")
+        raw = np.fromfile(file, np.uint8)
+        if len(raw) == 0 or len(raw) % record:
+            raise UserError(f"{file} has {len(raw)} bytes, which is no multiple of {record}: it is truncated or no CIFAR file")
+        rows = raw.reshape(-1, record)
+        labels.append(rows[:, label_bytes - 1])
+        images.append(rows[:, label_bytes:].reshape(-1, 3, SIZE, SIZE))
+        if labels[-1].max() >= classes:
+            raise UserError(f"{file} has label {labels[-1].max()}, but {classes} classes: it is damaged or of another data set")
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)).long()
+
+
+def read_cifar(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
+    """Read CIFAR-10 or CIFAR-100 from `root`: the binary version, else torchvision's (downloaded if need be)."""
+    if classes == 10:
+        folder, names = root / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
+    else:
+        folder, names = root / "cifar-100-binary", ["train.bin" if train else "test.bin"]
+    if folder.is_dir():
+        return read_binary([folder / name for name in names], 1 if classes == 10 else 2, classes)
+    return read_torchvision(root, classes, train)
+
+
+def read_torchvision(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
+    """Read the python version through torchvision, which checks its checksums before it unpickles, or download it."""
+    from torchvision import datasets
+
+    kind, folder = (datasets.CIFAR10, "cifar-10-batches-py") if classes == 10 else (datasets.CIFAR100, "cifar-100-python")
+    try:
+        source = kind(str(root), train=train, download=not (root / folder).is_dir())
+    except (OSError, RuntimeError) as error:
+        if (root / folder).is_dir():
+            raise UserError(f"{root / folder} is not the official data set ({error}): unpack the archive again") from error
+        binary = "cifar-10-batches-bin" if classes == 10 else "cifar-100-binary"
+        raise UserError(f"no CIFAR-{classes} in {root} and no download ({error}): put the official {binary}/ or {folder}/ "
+                        f"there, or name its parent with --data") from error
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(source.targets)
+
+
+def read_digits(train: bool) -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's 8x8 digits as grey 3x32x32 images: every fifth one is a test image (360 of 1,797)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = (np.arange(len(digits.target)) % 5 != 0) == train
+    pixels = torch.from_numpy(digits.images[chosen] * (255 / 16)).round().to(torch.uint8)
+    images = pixels[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).contiguous()
+    return images, torch.from_numpy(digits.target[chosen]).long()
+
+
+def load_images(dataset: str, root: str | Path, train: bool) -> ImageSet:
+    """Load the train or test split of cifar10, cifar100 or digits.
+
+    Raises:
+        UserError: the data is not there, cannot be downloaded, or is damaged.
+    """
+    if dataset == "digits":
+        return ImageSet(*read_digits(train), mean=(0.305,) * 3, std=(0.376,) * 3, flips=False)
+    images, labels = read_cifar(Path(root), 10 if dataset == "cifar10" else 100, train)
+    return ImageSet(images, labels, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262), flips=True)
+
+
+class TensorLoader:
+    """Batches of normalised images [B, 3, 32, 32] float32 (channels last) and labels [B], made on the device.
+
+    The order and the augmentation (random crop of the image padded by 4 black pixels, horizontal flip) are a function
+    of the seed and the epoch alone, so that a run repeats, and goes on after an interruption, bit for bit.
+
+    Args:
+        images: the set; it is moved to the device once, as uint8.
+        batch_size: the last batch may be smaller.
+        augment: crop, flip and shuffle; without it, images come in their stored order.
+        seed: of order and augmentation.
+        limit: use only that many images (a fixed, evenly spaced subset).
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, augment: bool, seed: int = 0,
+                 device: torch.device | str = "cpu", limit: int | None = None):
+        self.batch_size, self.augment, self.seed, self.epoch = batch_size, augment, seed, 0
+        self.flips = images.flips
+        kept = torch.arange(len(images))
+        if limit is not None and limit < len(images):
+            kept = torch.linspace(0, len(images) - 1, limit).long()
+        # [N, H, W, 3]: a crop copies whole pixels, and its permutation to [N, 3, H, W] is channels last.
+        pixels = images.images[kept].to(device).permute(0, 2, 3, 1)
+        self.pixels = (F.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING)) if augment else pixels).contiguous()
+        self.labels = images.labels[kept].to(device)
+        self.mean = torch.tensor(images.mean, device=device) * 255
+        self.inverse_std = 1 / (torch.tensor(images.std, device=device) * 255)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and augmentation of the next pass."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, labels) of one epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        count = len(self.labels)
+        order = torch.randperm(count, generator=generator) if self.augment else torch.arange(count)
+        for indices in order.split(self.batch_size):
+            pixels = self.crops(indices, generator) if self.augment else self.pixels[indices]
+            images = pixels.float().sub_(self.mean).mul_(self.inverse_std)
+            yield images.permute(0, 3, 1, 2), self.labels[indices]
+
+    def crops(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return randomly cropped and flipped images [B, 32, 32, 3] uint8."""
+        count, device = len(indices), self.pixels.device
+        top, left = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
+        flip = torch.randint(2, (count, 1), generator=generator) * int(self.flips)
+        span = torch.arange(SIZE)
+        rows = (top + span).to(device)
+        columns = (left + torch.where(flip.bool(), SIZE - 1 - span, span)).to(device)
+        return self.pixels[indices.to(device)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,140 @@
+"""Published checkpoints: their names mapped to ours, then loaded strictly."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+import models
+from models import BasicBlock, Network
+from quant import FLOAT_BITS, quantize_
+
+CLIP = "weight_quantizer.alpha"
+MAX_NAMED = 4  # keys that an error message spells out
+
+
+def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | None, dataset: str | None) -> Network:
+    """Return the network of a published state dict (layouts: Fast-SNN's CIFAR and ImageNet networks, APoT's ResNets).
+
+    Args:
+        state: published name -> tensor; "module." may stand in front of the names.
+        arch: architecture.
+        bit: bits of the activations; None means float where the file has no thresholds.
+        dataset: None chooses by the number of classes.
+
+    Raises:
+        ValueError: not a network of this architecture and bit-width; names unknown or missing keys.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("holds no state dict of tensors: it is no published checkpoint")
+    if arch is None:
+        raise ValueError("does not say its architecture: pass arch (--arch)")
+    if bit is None and any(key.endswith("act_alpha") for key in state):
+        raise ValueError("does not say its bit-width: pass bit (--bit)")
+    classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or [10]
+    dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
+    network = models.build(arch, dataset, classes[0])
+    quantize_(network, FLOAT_BITS if bit is None else bit)
+    if "conv1.weight" in state:
+        # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
+        state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
+        layout = apot_layout
+        network.trainable_start = network.bit != FLOAT_BITS
+    else:
+        layout = resnet_layout if any(isinstance(m, BasicBlock) for m in network.modules()) else plain_layout
+    names = published_names(network, dict(layout(network)))
+    _check_names(state, names)
+    merged = network.state_dict() | {ours: state[theirs] for ours, theirs in names.items()}
+    try:
+        network.load_state_dict(merged)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    return network
+
+
+def published_names(network: Network, prefixes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return {our key: published key}, given {our module or parameter: its published prefix or name}.
+
+    A key takes the longest prefix that fits; None marks what a layout does not have and leaves it as initialised.
+    """
+    names = {}
+    for key in network.state_dict():
+        ours = max((p for p in prefixes if key == p or key.startswith(p + ".")), key=len)
+        if prefixes[ours] is not None:
+            names[key] = prefixes[ours] + key[len(ours):]
+    return names
+
+
+def plain_layout(network: Network) -> Iterator[tuple[str, str]]:
+    """Yield the prefixes of alex, vgg11, vgg16, alexnet: layer{i}.block.{0: conv, 1: bn, 2: activation}, from 1."""
+    units = list(network.units())
+    for index, (name, _) in enumerate(units, start=1):
+        yield from _block_prefixes(name, f"layer{index}.block")
+    yield "head", f"layer{len(units) + 1}.block"
+
+
+def _block_prefixes(name: str, block: str) -> Iterator[tuple[str, str]]:
+    yield f"{name}.conv", f"{block}.0"
+    yield f"{name}.conv.{CLIP}", f"{block}.0.weight_quant.wgt_alpha"
+    yield f"{name}.bn", f"{block}.1"
+    yield f"{name}.activation.threshold", f"{block}.2.act_alpha"
+
+
+def blocks(network: Network) -> Iterator[tuple[str, str, BasicBlock]]:
+    """Yield (our name, "layer{stage}.{index}", block) of a residual network; a stage begins where the shape changes."""
+    stage, index = 1, -1
+    for name, block in network.named_modules():
+        if isinstance(block, BasicBlock):
+            starts_stage = block.part2.shortcut is not None and index >= 0
+            stage, index = (stage + 1, 0) if starts_stage else (stage, index + 1)
+            yield name, f"layer{stage}.{index}", block
+
+
+def resnet_layout(network: Network) -> Iterator[tuple[str, str]]:
+    """Yield the prefixes of Fast-SNN's residual networks: layer0, layer{1-3}.{j}.part{1,2}, layer4."""
+    stem, _ = next(network.units())
+    yield from _block_prefixes(stem, "layer0.block")
+    for name, published, block in blocks(network):
+        for part in ("part1", "part2"):
+            yield f"{name}.{part}.conv", f"{published}.{part}.conv"
+            yield f"{name}.{part}.conv.{CLIP}", f"{published}.{part}.conv.weight_alpha"
+            yield f"{name}.{part}.bn", f"{published}.{part}.bn"
+            yield f"{name}.{part}.activation.threshold", f"{published}.{part}.relu.act_alpha"
+        if block.part2.shortcut is not None:
+            yield f"{name}.part2.shortcut.conv", f"{published}.part2.downsample.0"
+            yield f"{name}.part2.shortcut.conv.{CLIP}", f"{published}.part2.downsample.0.weight_alpha"
+            yield f"{name}.part2.shortcut.bn", f"{published}.part2.downsample.1"
+    yield "head", "layer4.block.2"
+
+
+def apot_layout(network: Network) -> Iterator[tuple[str, str | None]]:
+    """Yield the prefixes of APoT's ResNets, where a threshold belongs to the conv that reads the activation.
+
+    The last activation feeds no conv, so that its threshold stays as initialised: such a file is a start for training.
+    """
+    writer, _ = next(network.units())
+    yield f"{writer}.conv", "conv1"
+    yield f"{writer}.bn", "bn1"
+    for name, published, block in blocks(network):
+        for part, k in (("part1", 1), ("part2", 2)):
+            yield f"{writer}.activation.threshold", f"{published}.conv{k}.act_alpha"
+            writer = f"{name}.{part}"
+            yield f"{writer}.conv", f"{published}.conv{k}"
+            yield f"{writer}.conv.{CLIP}", f"{published}.conv{k}.weight_quant.wgt_alpha"
+            yield f"{writer}.bn", f"{published}.bn{k}"
+        if block.part2.shortcut is not None:
+            yield f"{writer}.shortcut.conv", f"{published}.downsample.0"
+            yield f"{writer}.shortcut.conv.{CLIP}", f"{published}.downsample.0.weight_quant.wgt_alpha"
+            yield f"{writer}.shortcut.bn", f"{published}.downsample.1"
+    yield f"{writer}.activation.threshold", None
+    yield "head", "fc"
+
+
+def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    unknown = [key for key in state if key not in set(names.values())]
+    missing = [key for key in names.values() if key not in state]
+    for kind, keys in (("lacks", missing), ("has unknown", unknown)):
+        if keys:
+            more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+            raise ValueError(f"{kind} {', '.join(keys[:MAX_NAMED])}{more}: it holds another architecture or bit-width, "
+                             "choose the file or --arch and --bit that fit")

@@ -1,0 +1,41 @@
+"""Accuracy and loss as sums over samples, so that each sample counts once on any number of processes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an epoch came to: top-1 and top-5 in percent, mean cross-entropy in nats, number of samples."""
+
+    top1: float
+    top5: float
+    loss: float
+    count: int
+
+
+class Meter:
+    """Running sums [top-1 hits, top-5 hits, loss, samples], kept on the device without synchronisation."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, classes], labels [B]."""
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = ranked == labels[:, None]
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        self.sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=loss.device)]).double()
+
+    def scores(self) -> Scores:
+        """Return the scores over all samples of all processes."""
+        sums = self.sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        top1, top5, loss, count = sums.tolist()
+        return Scores(100 * top1 / max(count, 1), 100 * top5 / max(count, 1), loss / max(count, 1), int(count))

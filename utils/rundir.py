@@ -1,0 +1,75 @@
+"""A run's directory: config.json, log.jsonl, checkpoint.pth.tar, model_best.pth.tar."""
+
+import argparse
+import json
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from .checkpoint import BEST, LAST, read_checkpoint, revision, save_checkpoint
+from .errors import UserError
+from .metrics import Scores
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments as plain values that JSON and weights_only loading take."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+class RunDirectory:
+    """Where one training or fine-tuning run keeps its results.
+
+    Args:
+        path: the directory.
+        args: the run's arguments.
+        resume: go on with what is there.
+        overwrite: delete what is there.
+
+    Raises:
+        UserError: the directory holds a run and neither was asked for, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
+        self.path = path
+        if (path / LAST).exists() and not resume:
+            if not overwrite:
+                raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite starts anew, --result DIR puts this one elsewhere")
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+            config = {"arguments": plain(args), "revision": revision(), "versions": versions}
+            write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or choose another parent with --result DIR") from error
+
+    def save(self, contents: dict[str, Any], history: list[dict[str, Any]], is_best: bool) -> None:
+        """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
+        contents = contents | {"history": history, "revision": revision()}
+        if is_best:
+            save_checkpoint(self.path / BEST, contents)
+        save_checkpoint(self.path / LAST, contents)
+        write_text(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+    def read_last(self) -> dict[str, Any]:
+        """Return the last checkpoint."""
+        return read_checkpoint(self.path / LAST)
+
+
+def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:
+    """Return an epoch's line of the log; accuracies in percent, loss in nats."""
+    parts = {f"{name}_{key}": round(value, 6) for name, scores in (("train", train), ("test", test))
+             for key, value in asdict(scores).items() if key != "count"}
+    return {"epoch": epoch, "lr": rate, **parts, "seconds": round(seconds, 1)}
