@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import plain, resnet
-from .network import Network, mean_over_time
+from .network import Network, Site, State, mean_over_time
 from .unit import BasicBlock, Shortcut, Unit
 
-__all__ = ["CLASSES", "REGISTRY", "BasicBlock", "Network", "Recipe", "Shortcut", "Unit", "architectures", "build", "family",
+__all__ = ["CLASSES", "REGISTRY", "BasicBlock", "Network", "Recipe", "Shortcut", "Site", "State", "Unit", "architectures", "build", "family",
            "mean_over_time", "recipe"]
 
 

@@ -1,10 +1,40 @@
 """The network: a body of units, a pooling, a linear head. One class serves float, quantized and spiking networks."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .unit import Unit
+from .unit import BasicBlock, Unit
+
+
+@dataclass(frozen=True)
+class State:
+    """What lies between two sites: the tensor that goes on, and the input of the open block, if one is open."""
+
+    x: Tensor
+    residual: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One step of a body: a unit, or a module without parameters such as Flatten.
+
+    Attributes:
+        opens_block: its input is the residual of the unit that follows.
+        joins: it adds the residual.
+    """
+
+    name: str
+    module: nn.Module
+    opens_block: bool = False
+    joins: bool = False
+
+    def __call__(self, state: State) -> State:
+        """Advance by this step."""
+        if self.joins:
+            return State(self.module(state.x, state.residual))
+        return State(self.module(state.x), state.x if self.opens_block else None)
 
 
 def mean_over_time(x: Tensor, time_steps: int) -> Tensor:
@@ -37,8 +67,21 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]."""
-        x = mean_over_time(self.body(images), self.time_steps)
-        return self.head(self.pool(x))
+        return self.readout(self.body(images))
+
+    def sites(self) -> list[Site]:
+        """Return the body step by step, so that a caller can stop at, or start from, any unit."""
+        sites = []
+        for name, module in self.body.named_children():
+            if isinstance(module, BasicBlock):
+                sites += [Site(f"body.{name}.part1", module.part1, opens_block=True), Site(f"body.{name}.part2", module.part2, joins=True)]
+            else:
+                sites.append(Site(f"body.{name}", module))
+        return sites
+
+    def readout(self, x: Tensor) -> Tensor:
+        """Map what the body puts out, [T·B, ...], to logits [B, classes]."""
+        return self.head(self.pool(mean_over_time(x, self.time_steps)))
 
     def units(self) -> Iterator[tuple[str, Unit]]:
         """Yield (name, unit) in forward order."""

@@ -1,0 +1,87 @@
+"""What a spiking network does, layer by layer, beside its quantized ANN."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models import Network, mean_over_time
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One activation site.
+
+    Attributes:
+        threshold: θ.
+        firing_rate: spikes of either sign per neuron and step, 0 to 1.
+        negative_share: negative spikes over all spikes, 0 to 1.
+        error: mean |θ · spike rate - ANN activation|, in the units of θ.
+    """
+
+    name: str
+    threshold: float
+    firing_rate: float
+    negative_share: float
+    error: float
+
+
+class LayerMonitor:
+    """Collects the statistics of every unit while an ANN and its SNN run on the same images, the ANN first."""
+
+    def __init__(self, ann: Network, snn: Network):
+        self.time_steps = snn.time_steps
+        self.activations: dict[str, Tensor] = {}
+        self.thresholds = {name: unit.activation.threshold.item() for name, unit in snn.units()}
+        self.sums = {name: torch.zeros(4, dtype=torch.float64) for name in self.thresholds}
+        self.stack = ExitStack()
+        for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
+            for name, unit in network.units():
+                hook = unit.register_forward_hook(lambda _, __, output, name=name, record=record: record(name, output))
+                self.stack.callback(hook.remove)
+
+    def __enter__(self) -> "LayerMonitor":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def _record_ann(self, name: str, output: Tensor) -> None:
+        self.activations[name] = output
+
+    def _record_snn(self, name: str, output: Tensor) -> None:
+        threshold = self.thresholds[name]
+        # Every output is s·θ: Σ|s| and Σs give positive and negative spikes without a comparison.
+        absolute, signed = output.abs().sum() / threshold, output.sum() / threshold
+        error = (mean_over_time(output, self.time_steps) - self.activations.pop(name)).abs().sum() * self.time_steps
+        sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(output.numel(), device=output.device)])
+        self.sums[name] += sums.double().cpu()
+
+    def statistics(self) -> list[LayerStatistics]:
+        """Return the statistics of the layers in forward order, over all that ran so far."""
+        rows = []
+        for name, sums in self.sums.items():
+            spikes, negative, error, count = sums.tolist()
+            rate, share = spikes / max(count, 1), negative / max(spikes, 1)
+            rows.append(LayerStatistics(name, self.thresholds[name], rate, share, error / max(count, 1)))
+        return rows
+
+
+@torch.no_grad()
+def layer_statistics(ann: Network, snn: Network, batches: Iterable[Tensor]) -> list[LayerStatistics]:
+    """Return the layer statistics over batches of images [B, 3, H, W]."""
+    with LayerMonitor(ann, snn) as monitor:
+        for images in batches:
+            ann(images)
+            snn(images)
+    return monitor.statistics()
+
+
+def layer_table(statistics: list[LayerStatistics]) -> str:
+    """Return the statistics as a table of text."""
+    lines = [f"{'layer':<16}{'threshold':>10}{'firing rate':>13}{'negative':>10}{'|SNN - ANN|':>13}"]
+    for row in statistics:
+        lines.append(f"{row.name:<16}{row.threshold:>10.4f}{row.firing_rate:>13.4f}{row.negative_share:>10.2%}{row.error:>13.5f}")
+    return "\n".join(lines)

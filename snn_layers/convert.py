@@ -1,0 +1,50 @@
+"""The second swap: quantized ReLUs for integrate-and-fire neurons."""
+
+from copy import deepcopy
+
+from torch import nn
+
+from models import Network
+from quant import FLOAT_BITS, QuantReLU, swap_, time_steps
+
+from .neuron import IFNeuron
+
+NEURONS = ("signed", "unsigned")
+
+
+def to_spiking(network: Network, neuron: str = "signed", delay: int = 0) -> Network:
+    """Return the spiking network of a quantized one, with T = 2^bit - 1; the parameters are shared, the input is kept.
+
+    It maps images [B, 3, H, W] to logits [B, classes], the mean over T. The first neuron integrates a constant current,
+    so it rounds exactly and never waits; with a `delay` every other neuron does.
+
+    Raises:
+        ValueError: a float or spiking network, an unknown neuron, a delay outside 0..T.
+    """
+    if network.neuron is not None:
+        raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
+    if network.bit == FLOAT_BITS:
+        raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
+    if neuron not in NEURONS:
+        raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
+    steps = time_steps(network.bit)
+    if not 0 <= delay <= steps:
+        raise ValueError(f"delay is {delay}: choose 0 to T = {steps}")
+    shared = (*network.parameters(), *network.buffers())
+    spiking = deepcopy(network, {id(tensor): tensor for tensor in shared})
+    first = next(module for module in spiking.modules() if isinstance(module, QuantReLU))
+
+    def replacement(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, QuantReLU):
+            return None
+        encodes = module is first
+        return IFNeuron.from_quantized(module, neuron == "signed", 0 if encodes else delay, encodes)
+
+    swap_(spiking, replacement)
+    spiking.neuron, spiking.delay, spiking.time_steps = neuron, delay, steps
+    return spiking.eval()
+
+
+def latency(network: Network) -> int:
+    """Return the steps from the first input to the last output: T + d · (layers that wait)."""
+    return network.time_steps + sum(module.delay for module in network.modules() if isinstance(module, IFNeuron))

@@ -1,0 +1,49 @@
+"""The integrate-and-fire neuron as a module that takes the place of a quantized ReLU."""
+
+import torch
+from torch import Tensor, nn
+
+from quant import QuantReLU
+
+from .functional import integrate_and_fire
+
+
+class IFNeuron(nn.Module):
+    """Spiking activation; its membrane lives for one forward pass.
+
+    Args:
+        threshold: θ, the parameter of the quantized ReLU it replaces.
+        time_steps: T.
+        signed: allow negative spikes.
+        delay: steps of input seen before the first output step.
+        encodes: the first neuron of a network: its current is constant over time and comes as [B, ...].
+    """
+
+    def __init__(self, threshold: nn.Parameter, time_steps: int, signed: bool = True, delay: int = 0, encodes: bool = False):
+        super().__init__()
+        self.threshold = threshold
+        self.time_steps, self.signed, self.delay, self.encodes = time_steps, signed, delay, encodes
+
+    @classmethod
+    def from_quantized(cls, relu: QuantReLU, signed: bool, delay: int, encodes: bool) -> "IFNeuron":
+        """Return the neuron with T = 2^b - 1 steps that shares the threshold of `relu`."""
+        return cls(relu.threshold, relu.time_steps, signed, delay, encodes)
+
+    def spike_train(self, current: Tensor) -> Tensor:
+        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}."""
+        if current.dtype in (torch.float16, torch.bfloat16):
+            current = current.float()
+        if self.encodes:
+            current = current.expand(self.time_steps, *current.shape)
+        else:
+            current = current.unflatten(0, (self.time_steps, -1))
+        return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Map current as in `spike_train` to s·θ [T·B, ...], time-major."""
+        return self.spike_train(current).mul_(self.threshold.detach()).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        """Describe the neuron."""
+        kind = "signed" if self.signed else "unsigned"
+        return f"{kind}, T={self.time_steps}, delay={self.delay}, threshold={self.threshold.item():.4g}"

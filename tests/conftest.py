@@ -1,0 +1,61 @@
+"""Shared by the tests: recorded networks, places of data, small networks."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from models import Network
+from quant import calibrate_, quantize_
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def filled(name: str, shape: list[int], seed: int = 0) -> np.ndarray:
+    """Return the recorded networks' tensor `name`: a function of its published name and shape."""
+    draw = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return np.asarray(1)
+    if leaf.endswith("alpha"):
+        return np.float32((1.0 if leaf == "act_alpha" else 2.0) + draw.rand())
+    if leaf in ("running_mean", "bias"):
+        return (0.1 * draw.randn(*shape)).astype(np.float32)
+    if leaf == "running_var" or len(shape) == 1:
+        return (0.5 + draw.rand(*shape)).astype(np.float32)
+    return (draw.randn(*shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
+
+
+@pytest.fixture
+def recorded():
+    """Return a function: recorded file name -> (arrays, published state dict)."""
+
+    def read(name: str) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            arrays = dict(file)
+        shapes = json.loads(str(arrays["keys"]))
+        return arrays, {key: torch.from_numpy(np.asarray(filled(key, shape))) for key, shape in shapes.items()}
+
+    return read
+
+
+def find(*candidates: str) -> Path:
+    """Return the first path that exists below ../shared or the repository; skip the test where none does."""
+    for candidate in candidates:
+        for base in (ROOT, ROOT.parent / "shared"):
+            if (base / candidate).exists():
+                return base / candidate
+    pytest.skip(f"none of {', '.join(candidates)} is here")
+
+
+@pytest.fixture
+def quantized() -> Network:
+    """Return a 2-bit ResNet-20, fitted to noise, in eval mode."""
+    torch.manual_seed(0)
+    network = quantize_(models.build("resnet20"), 2)
+    return calibrate_(network, torch.randn(32, 3, 32, 32)).eval()
