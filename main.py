@@ -18,9 +18,9 @@ import torch
 import models
 from models import Network
 from quant import calibrate_, quantize_, requantize_
-from utils import cli
-from utils.checkpoint import load_network, network_state, read_checkpoint, restore_network
-from utils.cifar import ImageSet, TensorLoader, load_images
+from utils import cli, script
+from utils.checkpoint import LAST, load_network, network_state, read_checkpoint, restore_network
+from utils.cifar import TensorLoader, load_images
 from utils.engine import evaluate, learning_rate, sgd, train_epoch
 from utils.errors import UserError
 from utils.rundir import RunDirectory, log_line, plain
@@ -32,40 +32,43 @@ CHECK_IMAGES = 2000  # training images on which a fit is checked
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.new_parser(__doc__)
-    add = parser.add_argument
-    add("--epochs", type=cli.count(1, "number of epochs"), default=300, help="length of the run (default: 300)")
-    add("--start-epoch", type=cli.count(0, "epoch"), help="epoch to start at, counted from 0 (default: 0, or where --resume goes on)")
-    add("--lr", "--learning-rate", type=cli.number(float, 0, what="learning rate"), default=0.1, help="initial learning rate (default: 0.1)")
-    add("--lr-schedule", choices=("step", "cosine"), default="step", help="step: x0.1 at 1/2 and 3/4 of the run; cosine: to 0 (default: step)")
-    add("--momentum", type=cli.number(float, 0, 1, "momentum"), default=0.9, help="SGD momentum (default: 0.9)")
-    add("--wd", "--weight-decay", type=cli.number(float, 0, what="weight decay"), default=5e-4, help="weight decay (default: 5e-4)")
+    add, number, count = parser.add_argument, cli.number, cli.count
+    add("--epochs", type=count(1, "number of epochs"), default=300, help="length of the run (default: 300)")
+    add("--start-epoch", type=count(0, "epoch"), help="epoch to start at, from 0 (default: 0, or where --resume goes on)")
+    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=0.1, help="initial value (default: 0.1)")
+    add("--lr-schedule", choices=("step", "cosine"), default="step",
+        help="step: x0.1 at 1/2 and 3/4 of the run; cosine: to 0 (default: step)")
+    add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
+    add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=5e-4, help="of SGD (default: 5e-4)")
     add("--weight-bit", type=cli.bits, help="bits of the hidden weights where they are to differ from the recipe")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from, ours or a published one, of any bit-width")
+    start.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint, ours or a published one")
     start.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FILE",
                        help="go on with an interrupted run: its directory's last checkpoint, or FILE")
-    parser.add_argument("--init-bit", type=cli.bits, help="bits of a published --init file (default: --bit, then 32)")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the directory")
+    add("--init-bit", type=cli.bits, help="bits of a published quantized --init file (default: --bit)")
+    add("--overwrite", action="store_true", help="delete the run that is in the directory")
     args = cli.resolve(parser.parse_args(argv))
     args.epochs = 1 if args.test else args.epochs
+    if (args.start_epoch or 0) >= args.epochs:
+        raise UserError(f"--start-epoch {args.start_epoch}: nothing is left of --epochs {args.epochs}, counted from 0")
+    args.overwrite = args.overwrite or args.test
     return args
 
 
-def initial_network(args: argparse.Namespace, train_set: ImageSet, device: torch.device) -> Network:
+def initial_network(args: argparse.Namespace, train_batches: TensorLoader, check: TensorLoader, device: torch.device) -> Network:
     """Return the network to train: fresh, or from --init and, where bits changed, fitted to training images."""
     if args.init is None:
         network = models.build(args.arch, args.dataset)
-        return place(quantize_(network, args.bit, args.weight_bit), args, device)
+        return script.place(quantize_(network, args.bit, args.weight_bit), args, device)
     network = load_network(args.init, args.arch, args.init_bit or published_bit(args), args.dataset)
-    source = (network.bit, network.weight_bit)
-    fits = source == (args.bit, args.weight_bit) and not network.trainable_start
+    fits = (network.bit, network.weight_bit) == (args.bit, args.weight_bit) and not network.trainable_start
     try:
-        network = place(requantize_(network, args.bit, args.weight_bit), args, device)
+        network = script.place(requantize_(network, args.bit, args.weight_bit), args, device)
     except ValueError as error:
         raise UserError(f"--init {args.init}: {error}") from error
     if not fits:
-        fit(network, args, train_set, device)
+        fit(network, args, train_batches, check)
     return network
 
 
@@ -76,67 +79,87 @@ def published_bit(args: argparse.Namespace) -> int | None:
     return args.bit if "format" not in contents and any(key.endswith("act_alpha") for key in keys) else None
 
 
-def place(network: Network, args: argparse.Namespace, device: torch.device) -> Network:
-    """Move a network to the device and the memory format."""
-    return network.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
-
-
-def fit(network: Network, args: argparse.Namespace, train_set: ImageSet, device: torch.device) -> None:
+def fit(network: Network, args: argparse.Namespace, train_batches: TensorLoader, check: TensorLoader) -> None:
     """Fit clips, BN statistics and thresholds to augmented training images; print the accuracy before and after."""
-    check = TensorLoader(train_set, args.batch_size, augment=False, device=device, limit=CHECK_IMAGES)
     before = evaluate(network, check, args.amp, args.limit, "before fitting").top1
-    images, _ = next(iter(TensorLoader(train_set, CALIBRATION_IMAGES, augment=True, seed=args.seed, device=device)))
+    images = train_batches.first(CALIBRATION_IMAGES)
     calibrate_(network, images)
     network.trainable_start = False
-    after = evaluate(network, check, args.amp, args.limit, "after fitting").top1
-    print(f"fitted to {len(images)} training images: accuracy on {len(check.labels)} training images {before:.2f} -> {after:.2f} %")
+    after = evaluate(network, check, args.amp, args.limit, "after fitting")
+    print(f"fitted to {len(images)} training images: accuracy on {after.count} training images {before:.2f} -> {after.top1:.2f} %")
 
 
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Train for the epochs that are left, saving each; return best and last line of the log."""
+    """Train for the epochs that are left, saving each; return best and last line of the log and the directory."""
+    path = script.run_path(args)
+    resumed = path / LAST if args.resume == Path() else args.resume
+    state = read_checkpoint(resumed) if resumed else {}
     train_set, test_set = (load_images(args.dataset, args.data, train=split) for split in (True, False))
     train_batches = TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device)
     test_batches = TensorLoader(test_set, args.batch_size, augment=False, device=device)
-    path = args.result / f"{args.arch}_{args.bit}bit"
-    state = read_checkpoint(path / "checkpoint.pth.tar" if args.resume == Path() else args.resume) if args.resume else {}
     if state:
-        network = place(restore_network(state, args.resume, args.arch, args.bit, args.dataset), args, device)
+        network = script.place(restore_network(state, resumed, args.arch, args.bit, args.dataset), args, device)
     else:
-        network = initial_network(args, train_set, device)
+        check = TensorLoader(train_set, args.batch_size, augment=False, device=device, limit=CHECK_IMAGES)
+        network = initial_network(args, train_batches, check, device)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if state:
         optimizer.load_state_dict(state["optimizer"])
-    history = list(state.get("history", []))
+        torch.set_rng_state(state["rng"])
+        script.report_changes(args, state["args"])
+    history = state.get("history", [])[:args.start_epoch]
     first = len(history) if args.start_epoch is None else args.start_epoch
     for epoch in range(first, args.epochs):
-        began = time.monotonic()
-
-        def rate(part: float, epoch: int = epoch) -> float:
-            return args.lr * learning_rate(args.lr_schedule, (epoch + part) / args.epochs)
-
-        train_batches.set_epoch(epoch)
-        name = f"epoch {epoch + 1}/{args.epochs}"
-        trained = train_epoch(network, train_batches, optimizer, rate, args.amp, args.print_freq, args.limit, name)
-        tested = evaluate(network, test_batches, args.amp, args.limit)
-        history.append(log_line(epoch, rate(0), trained, tested, time.monotonic() - began))
-        best = max(history, key=lambda line: line["test_top1"])
-        contents = network_state(network) | {"optimizer": optimizer.state_dict(), "args": plain(args)}
-        run.save(contents, history, is_best=best is history[-1])
-        print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, test {tested.top1:.2f} % "
-              f"(best {best['test_top1']:.2f} %), {history[-1]['seconds']:.0f} s", flush=True)
-    best, last = max(history, key=lambda line: line["test_top1"]), history[-1]
+        history.append(train_one(epoch, args, network, optimizer, train_batches, test_batches))
+        contents = network_state(network) | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(args)}
+        run.save(contents, history, is_best=best_of(history) is history[-1])
+    best, last = best_of(history), history[-1]
     print(f"{path}: best epoch {best['epoch'] + 1} with {best['test_top1']:.2f} % (chosen on the test set), "
           f"last epoch {last['epoch'] + 1} with {last['test_top1']:.2f} %")
     return {"best": best, "last": last, "directory": path}
 
 
+def train_one(epoch: int, args: argparse.Namespace, network: Network, optimizer: torch.optim.Optimizer,
+              train_batches: TensorLoader, test_batches: TensorLoader) -> dict[str, Any]:
+    """Train for one epoch, evaluate on the test set, print both; return the line of the log."""
+    began = time.monotonic()
+
+    def rate(part: float) -> float:
+        return args.lr * learning_rate(args.lr_schedule, (epoch + part) / args.epochs)
+
+    train_batches.set_epoch(epoch)
+    name = f"epoch {epoch + 1}/{args.epochs}"
+    trained = train_epoch(network, train_batches, optimizer, rate, args.amp, args.print_freq, args.limit, name)
+    tested = evaluate(network, test_batches, args.amp, args.limit)
+    line = log_line(epoch, rate(0), trained, tested, time.monotonic() - began)
+    print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, test {tested.top1:.2f} %, {line['seconds']:.0f} s",
+          flush=True)
+    return line
+
+
+def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first line of the log with the highest accuracy on the test set."""
+    return max(history, key=lambda line: line["test_top1"])
+
+
+def test(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Evaluate a network on the test set and print its scores."""
+    network = script.place(script.load_usable(args), args, device)
+    batches = TensorLoader(load_images(args.dataset, args.data, train=False), args.batch_size, augment=False, device=device)
+    scores = evaluate(network, batches, args.amp, args.limit)
+    print(f"{args.arch}, {args.bit} bits, {args.dataset}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, "
+          f"loss {scores.loss:.4f} on {scores.count} test images")
+    return {"scores": scores}
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
     args = parse(argv)
-    device = cli.set_up(args)
-    return train(args, device)
+    device = script.set_up(args)
+    with script.profiled(args):
+        return test(args, device) if args.evaluate else train(args, device)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

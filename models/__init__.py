@@ -8,8 +8,8 @@ from . import plain, resnet
 from .network import Network, Site, State, mean_over_time
 from .unit import BasicBlock, Shortcut, Unit
 
-__all__ = ["CLASSES", "REGISTRY", "BasicBlock", "Network", "Recipe", "Shortcut", "Site", "State", "Unit", "architectures", "build", "family",
-           "mean_over_time", "recipe"]
+__all__ = ["CLASSES", "REGISTRY", "BasicBlock", "Network", "Recipe", "Shortcut", "Site", "State", "Unit", "architectures", "build",
+           "family", "mean_over_time", "recipe"]
 
 
 @dataclass(frozen=True)

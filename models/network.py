@@ -74,7 +74,8 @@ class Network(nn.Module):
         sites = []
         for name, module in self.body.named_children():
             if isinstance(module, BasicBlock):
-                sites += [Site(f"body.{name}.part1", module.part1, opens_block=True), Site(f"body.{name}.part2", module.part2, joins=True)]
+                sites.append(Site(f"body.{name}.part1", module.part1, opens_block=True))
+                sites.append(Site(f"body.{name}.part2", module.part2, joins=True))
             else:
                 sites.append(Site(f"body.{name}", module))
         return sites

@@ -7,5 +7,5 @@ from .layers import APoTWeight, EightBitWeight, QuantConv2d, QuantLinear, QuantR
 from .levels import FLOAT_BITS, MAX_BITS, MIN_BITS, apot_grid, check_bits, time_steps
 
 __all__ = ["FLOAT_BITS", "MAX_BITS", "MIN_BITS", "APoTWeight", "EightBitWeight", "QuantConfig", "QuantConv2d", "QuantLinear",
-           "QuantReLU", "apot_grid", "calibrate_", "check_bits", "config_for", "dequantize_", "nearest_level", "quantize_", "quantize_activation",
-           "quantize_eight_bit", "quantize_weight", "requantize_", "swap_", "time_steps"]
+           "QuantReLU", "apot_grid", "calibrate_", "check_bits", "config_for", "dequantize_", "nearest_level", "quantize_",
+           "quantize_activation", "quantize_eight_bit", "quantize_weight", "requantize_", "swap_", "time_steps"]

@@ -49,7 +49,8 @@ class TunedUnit:
 
 
 def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig | None = None,
-             first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None) -> list[TunedUnit]:
+             first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
+             bar: Callable[[Iterable, str], Iterable] | None = None) -> list[TunedUnit]:
     """Tune the hidden units of `snn`, in place, in forward order; never the first unit, never the head.
 
     For a unit with spike input S: x̄ = mean_T S, ȳ = mean_T of its spike output, o = the unit as ANN layer on x̄ with BN in
@@ -63,6 +64,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         check: training images, not augmented, on which the accuracy decides; never the test set.
         first: index of the unit to start with, to go on after an interruption.
         on_unit: called with (index, result) after each unit.
+        bar: called with (items, name), returns the items; shows the progress of a pass.
 
     Returns:
         one result per tuned unit.
@@ -73,7 +75,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     ann = deepcopy(ann).eval().requires_grad_(False)
     snn.eval()
     _own_parameters(snn)
-    tuner = _Tuner(snn, ann, batches, check, config)
+    tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items))
     results = []
     units = [index for index, site in enumerate(tuner.snn_sites) if isinstance(site.module, Unit)]
     for unit_index, site_index in enumerate(units):
@@ -95,8 +97,9 @@ def _own_parameters(network: Network) -> None:
 class _Tuner:
     """The states of both networks in front of the unit that is tuned, and the tuning of one unit."""
 
-    def __init__(self, snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig):
-        self.snn, self.ann, self.batches, self.check, self.config = snn, ann, batches, check, config
+    def __init__(self, snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig,
+                 bar: Callable[[Iterable, str], Iterable]):
+        self.snn, self.ann, self.batches, self.check, self.config, self.bar = snn, ann, batches, check, config, bar
         self.snn_sites, self.ann_sites = snn.sites(), ann.sites()
         # (SNN, ANN) states of the training batches, and (SNN state, labels) of the check batches, with their positions.
         self.states: list[tuple[State | Packed, State | Packed]] | None = None
@@ -138,27 +141,28 @@ class _Tuner:
     @torch.no_grad()
     def _inputs(self, index: int, epoch: int) -> Iterator[tuple[State, State]]:
         """Yield the states of SNN and ANN in front of site `index`, batch by batch."""
+        name = f"{self.snn_sites[index].name}, epoch {epoch + 1}/{self.config.epochs}"
         if self.config.online:
             if hasattr(self.batches, "set_epoch"):
                 self.batches.set_epoch(index * self.config.epochs + epoch)
-            for images, _ in self.batches:
+            for images, _ in self.bar(self.batches, name):
                 yield run(self.snn_sites[:index], State(images)), run(self.ann_sites[:index], State(images))
             return
         if self.states is None:
             self.states = [(State(images), State(images)) for images, _ in self.batches]
-        if self.position < index:
-            self.states = [(advance(snn, self.snn_sites, self.position, index, 1),
-                            advance(ann, self.ann_sites, self.position, index, self.snn.time_steps)) for snn, ann in self.states]
-            self.position = index
-        for snn, ann in self.states:
-            yield unpacked(snn), unpacked(ann)
+        start, self.position = self.position, index
+        for number, (snn, ann) in enumerate(self.bar(self.states, name)):
+            # The packed states replace the old ones one batch at a time: both lists together would need twice the memory.
+            self.states[number] = (advance(snn, self.snn_sites, start, index, 1),
+                                   advance(ann, self.ann_sites, start, index, self.snn.time_steps))
+            yield tuple(unpacked(state) for state in self.states[number])
 
     @torch.no_grad()
     def _advance_check(self, index: int) -> None:
         if self.check_states is None:
             self.check_states = [(State(images), labels) for images, labels in self.check]
-        self.check_states = [(advance(state, self.snn_sites, self.check_position, index, 1), labels)
-                             for state, labels in self.check_states]
+        for number, (state, labels) in enumerate(self.check_states):
+            self.check_states[number] = (advance(state, self.snn_sites, self.check_position, index, 1), labels)
         self.check_position = index
 
     @torch.no_grad()

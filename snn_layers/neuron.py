@@ -33,10 +33,8 @@ class IFNeuron(nn.Module):
         """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}."""
         if current.dtype in (torch.float16, torch.bfloat16):
             current = current.float()
-        if self.encodes:
-            current = current.expand(self.time_steps, *current.shape)
-        else:
-            current = current.unflatten(0, (self.time_steps, -1))
+        steps = self.time_steps
+        current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
         return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay)
 
     def forward(self, current: Tensor) -> Tensor:

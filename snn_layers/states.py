@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import Site, State, Unit
+from models import Network, Site, State, Unit
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,14 @@ def advance(state: State | Packed, sites: list[Site], start: int, stop: int, lev
     steps = [site.module.activation.threshold.detach() / levels for site in sites[:stop] if isinstance(site.module, Unit)]
     # An open block's residual is what the unit before the last one put out.
     return pack(state, steps[-1], None if state.residual is None else steps[-2])
+
+
+@torch.no_grad()
+def state_bytes(snn: Network, ann: Network, images: Tensor) -> int:
+    """Return the bytes that the packed states of SNN and ANN for these images take, at the widest site."""
+    largest, states = 0, [State(images), State(images)]
+    for sites in zip(snn.sites(), ann.sites(), strict=True):
+        states = [site(state) for site, state in zip(sites, states, strict=True)]
+        tensors = [tensor for state in states for tensor in (state.x, state.residual) if tensor is not None]
+        largest = max(largest, sum(tensor.numel() for tensor in tensors))
+    return largest

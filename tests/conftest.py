@@ -59,3 +59,10 @@ def quantized() -> Network:
     torch.manual_seed(0)
     network = quantize_(models.build("resnet20"), 2)
     return calibrate_(network, torch.randn(32, 3, 32, 32)).eval()
+
+
+@pytest.fixture(scope="session")
+def primitives() -> dict[str, np.ndarray]:
+    """Return the recorded quantizers and spike trains."""
+    with np.load(GOLDEN / "primitives.npz") as file:
+        return dict(file)

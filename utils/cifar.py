@@ -141,6 +141,15 @@ class TensorLoader:
         """Choose the order and augmentation of the next pass."""
         self.epoch = epoch
 
+    def first(self, count: int) -> Tensor:
+        """Return up to `count` images [N, 3, 32, 32] from the front of the epoch."""
+        images = []
+        for batch, _ in self:
+            images.append(batch)
+            if sum(map(len, images)) >= count:
+                break
+        return torch.cat(images)[:count]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of one epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)

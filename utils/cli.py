@@ -1,19 +1,16 @@
-"""Flags that the scripts share, the device, and the frame that turns a user's mistake into one line and exit code 2."""
+"""Flags that the scripts share, and their types."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 import models
 from quant import check_bits
 
-from .checkpoint import BEST
 from .errors import UserError
 
 MAX_GPUS = 16  # per node; no larger index can be meant
+SMOKE_BATCHES = 10
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,25 +50,35 @@ def count(low: int, what: str) -> Callable[[str], float]:
     return number(int, low, what=what)
 
 
-def new_parser(description: str | None, epochs_help: bool = True) -> Parser:
+def new_parser(description: str | None) -> Parser:
     """Return a parser with the flags of every script; `description` is the script's docstring."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-a", "--arch", default="alex", help="architecture (default: alex)")
-    add("--bit", type=bits, default=32, help="bits of activations and, by the recipe, of weights: 2 to 8; 32 is float (default: 32)")
+    add("--bit", type=bits, default=32, help="bits of activations and weights: 2 to 8; 32 is float (default: 32)")
     add("-ct", "--cifar-type", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100 (default: 10)")
-    add("--dataset", choices=("cifar10", "cifar100", "digits"), help="data set; overrides -ct; digits come with scikit-learn")
+    add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="parent of the run directories (default: result)")
     add("-b", "--batch-size", type=count(1, "batch size"), default=128, help="images per batch (default: 128)")
-    add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"), default=0, help="GPU index; without a GPU, the CPU (default: 0)")
+    add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"), help="GPU index (default: 0; CPU without a GPU)")
     add("--seed", type=count(0, "seed"), default=0, help="seed of initialisation, order and augmentation (default: 0)")
-    add("-p", "--print-freq", type=count(1, "number of batches"), default=10, help="batches between updates of the shown figures (default: 10)")
-    add("--amp", action="store_true", help="compute in bfloat16 where it is safe (pays on GPUs and CPUs with bfloat16 units)")
+    add("-p", "--print-freq", type=count(1, "number of batches"), default=10, help="batches between shown figures (default: 10)")
+    add("--amp", action="store_true", help="bfloat16 where safe; pays on GPUs and on CPUs with bfloat16 units")
     add("--channels-last", type=boolean, default=True, metavar="BOOL", help="memory format channels_last (default: True)")
     add("--deterministic", action="store_true", help="deterministic GPU kernels; a CPU run repeats bit for bit anyway")
-    add("--prof", action="store_true", help="profile 10 training or evaluation batches, print the costliest operators, stop")
-    add("-t", "--test", action="store_true", help="smoke test: 1 epoch of at most 10 batches")
+    add("-t", "--test", action="store_true", help="smoke test: 1 epoch of at most 10 batches, into a directory of its own")
+    add("--prof", action="store_true", help="a smoke test under the profiler; prints the costliest operators")
+    return parser
+
+
+def new_conversion_parser(description: str | None) -> Parser:
+    """Return a parser with the flags of the scripts that convert a network."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add("--init", type=Path, metavar="FILE", help="quantized network, ours or published (default: the best of --arch, --bit)")
+    add("-u", "--unsigned", action="store_true", help="unsigned neurons (default: signed, which may take a spike back)")
+    add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     return parser
 
 
@@ -83,64 +90,13 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def add_init(parser: Parser, text: str) -> None:
-    """Add --init, which names the checkpoint that a script starts from."""
-    parser.add_argument("--init", type=Path, metavar="FILE", help=text)
-
-
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Check what argparse cannot, one flag against another, and fill in what follows from the flags."""
     args.dataset = args.dataset or f"cifar{args.cifar_type}"
-    args.limit = 10 if args.test else None
+    args.test = args.test or args.prof
+    args.limit = SMOKE_BATCHES if args.test else None
     try:
         models.recipe(args.arch, args.dataset)
     except ValueError as error:
         raise UserError(f"--arch {args.arch}: {error}") from error
     return args
-
-
-def choose_device(index: int) -> torch.device:
-    """Return the GPU with this index; on a machine without any, say so and return the CPU.
-
-    Raises:
-        UserError: there are GPUs, but not this one.
-    """
-    available = torch.cuda.device_count()
-    if available == 0:
-        print(f"no GPU here: -id {index} is ignored, the CPU is used", file=sys.stderr)
-        return torch.device("cpu")
-    if index >= available:
-        raise UserError(f"-id {index}: this machine has {available} GPU{'s' * (available > 1)}, 0 to {available - 1}")
-    return torch.device("cuda", index)
-
-
-def set_up(args: argparse.Namespace) -> torch.device:
-    """Choose the device, seed the generators and set the determinism that the flags ask for."""
-    device = choose_device(args.device)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.benchmark = not args.deterministic
-    torch.backends.cudnn.deterministic = args.deterministic
-    return device
-
-
-def init_path(args: argparse.Namespace) -> Path:
-    """Return --init, or the best checkpoint of the run directory of this architecture and bit-width."""
-    return args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
-
-
-def run(main: Callable[[], object]) -> None:
-    """Call a script's `main`; a user's mistake ends in one line on stderr and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        sys.exit(_report(error))
-    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        sys.exit(_report(f"{error.strerror}: {error.filename}; choose another path or change its permissions"))
-    except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
-        sys.exit(130)
-
-
-def _report(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2

@@ -73,11 +73,11 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
         meter.update(logits.detach(), labels)
         if step % print_freq == 0:
             if not torch.isfinite(loss):
-                raise UserError(f"the loss is {loss.item()} at batch {step} of {name}: lower --lr, or go on from an earlier checkpoint")
+                raise UserError(f"the loss is {loss.item()} at batch {step} of {name}: lower --lr, or resume an earlier checkpoint")
             bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate(step / len(batches)):.2g}")
     scores = meter.scores()
     if not math.isfinite(scores.loss):
-        raise UserError(f"the loss is {scores.loss} after {name}: lower --lr, or go on from an earlier checkpoint")
+        raise UserError(f"the loss is {scores.loss} after {name}: lower --lr, or resume an earlier checkpoint")
     return scores
 
 

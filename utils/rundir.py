@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torchvision
 
-from .checkpoint import BEST, LAST, read_checkpoint, revision, save_checkpoint
+from .checkpoint import BEST, LAST, revision, save_checkpoint
 from .errors import UserError
 from .metrics import Scores
 
@@ -45,7 +45,8 @@ class RunDirectory:
         self.path = path
         if (path / LAST).exists() and not resume:
             if not overwrite:
-                raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite starts anew, --result DIR puts this one elsewhere")
+                raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite deletes it, "
+                                "--result DIR puts this one elsewhere")
             shutil.rmtree(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ class RunDirectory:
             config = {"arguments": plain(args), "revision": revision(), "versions": versions}
             write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or choose another parent with --result DIR") from error
+            raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or name another --result DIR") from error
 
     def save(self, contents: dict[str, Any], history: list[dict[str, Any]], is_best: bool) -> None:
         """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
@@ -62,10 +63,6 @@ class RunDirectory:
             save_checkpoint(self.path / BEST, contents)
         save_checkpoint(self.path / LAST, contents)
         write_text(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-
-    def read_last(self) -> dict[str, Any]:
-        """Return the last checkpoint."""
-        return read_checkpoint(self.path / LAST)
 
 
 def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:

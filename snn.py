@@ -1,0 +1,71 @@
+"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and evaluate both, side by side.
+
+    python snn.py --arch alex --bit 3 -id 2 -e -u --init result/alex_3bit/model_best.pth.tar
+    python snn.py --arch resnet20 --bit 3 -e --init result/resnet20_3bit_ft/model_best.pth.tar
+    python snn.py --arch resnet20 --bit 2 --delay 1
+
+With -e on the test set; without it on a fixed subset of the training images, so that neuron and delay can be chosen
+without a look at the test set.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+from models import Network
+from snn_layers import LayerMonitor, latency, layer_table
+from utils import cli, script
+from utils.cifar import TensorLoader, load_images
+from utils.engine import autocast, progress_bar
+from utils.metrics import Meter
+
+CHECK_IMAGES = 2000
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the checked arguments."""
+    parser = cli.new_conversion_parser(__doc__)
+    parser.add_argument("-e", "--evaluate", action="store_true", help=f"use the test set (default: {CHECK_IMAGES} training images)")
+    return cli.resolve(parser.parse_args(argv))
+
+
+@torch.inference_mode()
+def compare(ann: Network, snn: Network, batches: TensorLoader, args: argparse.Namespace) -> dict[str, Any]:
+    """Run both networks on the same batches; return their scores and the statistics of the layers."""
+    meters = {"ann": Meter(batches.labels.device), "snn": Meter(batches.labels.device)}
+    with LayerMonitor(ann, snn) as monitor:
+        for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", args.limit):
+            with autocast(images.device, args.amp):
+                meters["ann"].update(ann(images), labels)
+                meters["snn"].update(snn(images), labels)
+    return {name: meter.scores() for name, meter in meters.items()} | {"layers": monitor.statistics()}
+
+
+def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> None:
+    """Print accuracies, latency and the table of the layers."""
+    ann_top1, snn_top1 = result["ann"].top1, result["snn"].top1
+    split = "test" if args.evaluate else "training"
+    print(f"{args.arch}, {snn.bit} bits, {args.dataset}, {result['snn'].count} {split} images")
+    print(f"quantized ANN          {ann_top1:6.2f} %")
+    print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
+    print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
+    print(layer_table(result["layers"]))
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run the script; return what it printed."""
+    args = parse(argv)
+    device = script.set_up(args)
+    ann = script.place(script.load_quantized(args), args, device)
+    snn = script.spiking(args, ann)
+    images = load_images(args.dataset, args.data, train=not args.evaluate)
+    batches = TensorLoader(images, args.batch_size, augment=False, device=device, limit=None if args.evaluate else CHECK_IMAGES)
+    with script.profiled(args):
+        result = compare(ann, snn, batches, args) | {"latency": latency(snn)}
+    report(args, snn, result)
+    return result
+
+
+if __name__ == "__main__":
+    script.run(main)

@@ -1,0 +1,123 @@
+"""What the scripts share besides flags: the device, their network, the profiler, and the frame around main().
+
+The frame turns a user's mistake into one line and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from models import Network
+from quant import FLOAT_BITS
+from snn_layers import to_spiking
+
+from .checkpoint import BEST, load_network
+from .errors import UserError
+from .rundir import plain
+
+PROFILE_ROWS = 15
+
+
+def choose_device(index: int | None) -> torch.device:
+    """Return the GPU with this index (None: the first); on a machine without any the CPU, said where a GPU was asked for.
+
+    Raises:
+        UserError: there are GPUs, but not this one.
+    """
+    available = torch.cuda.device_count()
+    if available == 0:
+        if index is not None:
+            print(f"no GPU here: -id {index} is ignored, the CPU is used", file=sys.stderr)
+        return torch.device("cpu")
+    if index is not None and index >= available:
+        raise UserError(f"-id {index}: this machine has {available} GPU{'s' * (available > 1)}, numbered from 0")
+    return torch.device("cuda", index or 0)
+
+
+def set_up(args: argparse.Namespace) -> torch.device:
+    """Choose the device, seed the generators and set the determinism that the flags ask for."""
+    device = choose_device(args.device)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    torch.backends.cudnn.deterministic = args.deterministic
+    return device
+
+
+def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
+    """Say which arguments of a resumed run differ from those it was started with."""
+    for key in sorted(before.keys() & vars(args).keys() - {"resume", "init", "overwrite", "start_epoch"}):
+        now = plain(args)[key]
+        if now != before[key]:
+            print(f"resumed with --{key.replace('_', '-')} {now}; it was {before[key]}", file=sys.stderr)
+
+
+def run_path(args: argparse.Namespace, suffix: str = "") -> Path:
+    """Return the run directory: {result}/{arch}_{bit}bit, `suffix` appended, smoke tests apart."""
+    return args.result / f"{args.arch}_{args.bit}bit{suffix}{'_test' if args.test else ''}"
+
+
+def place(network: Network, args: argparse.Namespace, device: torch.device) -> Network:
+    """Move a network to the device and the memory format."""
+    return network.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+
+
+def load_usable(args: argparse.Namespace) -> Network:
+    """Load --init, or else the best checkpoint of the run with --arch and --bit, to evaluate or convert it.
+
+    Raises:
+        UserError: nothing to load, or a file that serves as a start for training only.
+    """
+    path = args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
+    network = load_network(path, args.arch, args.bit, args.dataset)
+    if network.trainable_start:
+        raise UserError(f"checkpoint {path} lacks the last threshold, as APoT's files do: train it first, main.py --init {path}")
+    return network
+
+
+def load_quantized(args: argparse.Namespace) -> Network:
+    """Load the network that is to be converted; see `load_usable`."""
+    if args.bit == FLOAT_BITS:
+        raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
+    return load_usable(args)
+
+
+def spiking(args: argparse.Namespace, ann: Network) -> Network:
+    """Convert a quantized network with the neuron and the delay of the flags."""
+    try:
+        return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def profiled(args: argparse.Namespace) -> Iterator[None]:
+    """Profile what runs inside and print the costliest operators, if --prof asks for it."""
+    if not args.prof:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=key, row_limit=PROFILE_ROWS))
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call a script's `main`; a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_report(error))
+    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        sys.exit(_report(f"{error.strerror}: {error.filename}; choose another path or change its permissions"))
+    except KeyboardInterrupt:
+        print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+def _report(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
