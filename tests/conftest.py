@@ -1,5 +1,6 @@
 """Shared by the tests: recorded networks, places of data, small networks."""
 
+import copy
 import json
 import zlib
 from pathlib import Path
@@ -53,12 +54,17 @@ def find(*candidates: str) -> Path:
     pytest.skip(f"none of {', '.join(candidates)} is here")
 
 
-@pytest.fixture
-def quantized() -> Network:
-    """Return a 2-bit ResNet-20, fitted to noise, in eval mode."""
+@pytest.fixture(scope="session")
+def fitted() -> Network:
     torch.manual_seed(0)
     network = quantize_(models.build("resnet20"), 2)
     return calibrate_(network, torch.randn(32, 3, 32, 32)).eval()
+
+
+@pytest.fixture
+def quantized(fitted) -> Network:
+    """Return a 2-bit ResNet-20, fitted to noise, in eval mode."""
+    return copy.deepcopy(fitted)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,135 @@
+"""Layer-wise fine-tuning."""
+
+import copy
+
+import pytest
+import torch
+
+from models import State
+from snn_layers import FinetuneConfig, finetune, state_bytes, to_spiking
+from snn_layers.finetune import unit_loss
+from snn_layers.states import advance, run, unpacked
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    return [(torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(2)]
+
+
+def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(network.state_dict())
+
+
+def changed(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_forced_tuning_lowers_the_error_and_trains_what_it_should(quantized, batches):
+    snn, before = to_spiking(quantized), state_of(quantized)
+    results = finetune(snn, quantized, batches, batches, FinetuneConfig(epochs=4, lr=0.05, force=True))
+    assert [result.kept_epochs for result in results] == [4] * 18
+    assert sum(result.losses[-1] < result.losses[0] for result in results) > 9
+    assert sum(result.losses[-1] for result in results) < sum(result.losses[0] for result in results)
+    touched = changed(snn, before)
+    first = next(name for name, _ in snn.units())
+    assert not any(name.startswith((first + ".", "head.")) for name in touched)  # never the first unit, never the head
+    assert not any("threshold" in name or "running" in name or "num_batches" in name for name in touched)
+    assert {name.rsplit(".", 1)[-1] for name in touched} == {"weight", "bias", "alpha"}
+    assert any("shortcut" in name for name in touched)
+
+
+def test_the_ann_stays_as_it_was(quantized, batches):
+    before = state_of(quantized)
+    finetune(to_spiking(quantized), quantized, batches, batches, FinetuneConfig(lr=0.1, force=True))
+    assert changed(quantized, before) == set()
+    assert all(p.requires_grad for p in quantized.parameters())
+
+
+def test_what_does_not_raise_the_accuracy_is_taken_back(quantized, batches):
+    """The published revert aliased live tensors on a CPU, so that it kept everything."""
+    snn, before = to_spiking(quantized), state_of(quantized)
+    hopeless = [(images, labels + 100) for images, labels in batches]  # accuracy 0, before and after
+    results = finetune(snn, quantized, batches, hopeless, FinetuneConfig(epochs=2, lr=0.1))
+    assert [result.kept_epochs for result in results] == [0] * 18
+    assert changed(snn, before) == set()
+
+
+def test_each_epoch_is_run(quantized, batches):
+    passes = []
+
+    def bar(items, name):
+        passes.append(name)
+        return items
+
+    finetune(to_spiking(quantized), quantized, batches, batches, FinetuneConfig(epochs=3, force=True), first=18, bar=bar)
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
+def test_cached_states_equal_a_run_from_the_images(quantized, batches, neuron):
+    config = FinetuneConfig(epochs=2, lr=0.05, force=True)
+    snns = []
+    for online in (False, True):
+        snns.append(to_spiking(quantized, neuron))
+        finetune(snns[-1], quantized, batches, batches, FinetuneConfig(**{**vars(config), "online": online}))
+    for (name, a), b in zip(snns[0].state_dict().items(), snns[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_going_on_after_an_interruption_equals_an_unbroken_run(quantized, batches):
+    config = FinetuneConfig(lr=0.05, force=True)
+    whole = to_spiking(quantized)
+    finetune(whole, quantized, batches, batches, config)
+
+    class InterruptedError_(Exception):
+        pass
+
+    def stop(index, _):
+        if index == 9:
+            raise InterruptedError_
+
+    broken = to_spiking(quantized)
+    with pytest.raises(InterruptedError_):
+        finetune(broken, quantized, batches, batches, config, on_unit=stop)
+    resumed = to_spiking(copy.deepcopy(quantized))
+    resumed.load_state_dict(state_of(broken))
+    finetune(resumed, quantized, batches, batches, config, first=10)
+    assert changed(resumed, state_of(whole)) == set()
+
+
+def test_packed_states_are_exact(quantized, batches):
+    snn, images = to_spiking(quantized), batches[0][0]
+    with torch.no_grad():
+        for stop in (1, 2, 3):
+            packed = advance(State(images), snn.sites(), 0, stop, levels=1)
+            expected, actual = run(snn.sites()[:stop], State(images)), unpacked(packed)
+            assert packed.x.element_size() == 1
+            torch.testing.assert_close(actual.x, expected.x, rtol=1e-6, atol=0)
+            if expected.residual is None:
+                assert actual.residual is None
+            else:
+                torch.testing.assert_close(actual.residual, expected.residual, rtol=1e-6, atol=0)
+
+
+def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
+    images = batches[0][0][:1]
+    snn = to_spiking(quantized)
+    # Inside a block of the first stage: spikes of T = 3 steps and the ANN's activations, each with its residual.
+    assert state_bytes(snn, quantized, images) == (3 + 1) * 2 * 16 * 32 * 32
+
+
+def test_the_loss_is_that_of_the_spikes_and_the_gradient_that_of_the_unit(quantized, batches):
+    snn, images = to_spiking(quantized), batches[0][0]
+    site = snn.sites()[1]
+    with torch.no_grad():
+        state = snn.sites()[0](State(images))
+        rate = site(State(state.x)).x.unflatten(0, (3, -1)).mean(0)
+        target = torch.rand_like(rate)
+    loss = unit_loss(site.module, State(state.x), target, time_steps=3)
+    assert loss.item() == pytest.approx((rate - target).square().mean().item(), rel=1e-5)
+    loss.backward()
+    straight = torch.autograd.grad(
+        ((rate - target) * 2 / target.numel() * quantized.sites()[1].module(state.x.unflatten(0, (3, -1)).mean(0))).sum(),
+        quantized.sites()[1].module.bn.weight)[0]
+    torch.testing.assert_close(site.module.bn.weight.grad, straight, rtol=1e-4, atol=1e-6)

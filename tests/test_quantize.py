@@ -1,0 +1,150 @@
+"""The first swap, quantize_, and the fit that follows it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from quant import APoTWeight, EightBitWeight, QuantReLU, calibrate_, dequantize_, quantize_, requantize_
+from quant.calibrate import best_clip, best_threshold
+
+IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def precision(network: nn.Module) -> list[int]:
+    """Return the bits of each conv and linear layer in forward order; 32 is float."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return [layer.weight_quantizer.bits if hasattr(layer, "weight_quantizer") else 32 for layer in layers]
+
+
+@pytest.mark.parametrize(("arch", "dataset", "hidden", "ends"), [
+    ("alex", "cifar10", 3, 8), ("vgg11", "cifar100", 3, 8), ("resnet20", "cifar10", 3, 8), ("resnet18", "cifar10", 32, 32),
+    ("alexnet", "imagenet", 32, 8), ("vgg11", "imagenet", 32, 8)])
+def test_the_recipe_says_what_is_quantized(arch, dataset, hidden, ends):
+    with torch.device("meta"):
+        network = models.build(arch, dataset)
+    bits = precision(quantize_(network.to_empty(device="cpu"), 3))
+    assert (bits[0], bits[-1]) == (ends, ends)
+    assert set(bits[1:-1]) == {hidden}
+    assert all(m.bits == 3 for m in network.modules() if isinstance(m, QuantReLU))
+
+
+def test_weight_bit_overrides_the_recipe():
+    bits = precision(quantize_(models.build("resnet18"), 2, weight_bit=4))
+    assert (bits[0], bits[-1], set(bits[1:-1])) == (8, 8, {4})
+    assert set(precision(quantize_(models.build("resnet20"), 2, weight_bit=32))) == {32}
+
+
+@pytest.mark.parametrize("arch", ["alex", "resnet20"])
+def test_parameters_are_shared_and_names_survive(arch):
+    network = models.build(arch)
+    before = dict(network.named_parameters())
+    quantize_(network, 4)
+    after = dict(network.named_parameters())
+    new = {name for name in after if name not in before}
+    gone = {name for name in before if name not in after}
+    assert all(after[name] is before[name] for name in before.keys() & after.keys())
+    assert all(name.endswith((".alpha", ".threshold")) for name in new)
+    assert all(name.endswith("conv.bias") for name in gone)
+
+
+def test_the_bias_of_a_convolution_moves_into_bn():
+    network = models.build("alex").eval()
+    for unit in (unit for _, unit in network.units()):
+        nn.init.normal_(unit.conv.bias)
+    expected = network(IMAGES)
+    quantize_(network, 8, weight_bit=32)
+    for module in network.modules():
+        if isinstance(module, QuantReLU):
+            module.forward = torch.relu
+    torch.testing.assert_close(network(IMAGES), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_float_is_left_alone_and_what_is_quantized_is_refused():
+    network = models.build("resnet20")
+    assert quantize_(network, 32) is network
+    assert set(precision(network)) == {32}
+    with pytest.raises(ValueError, match="weight_bit is 4"):
+        quantize_(network, 32, weight_bit=4)
+    quantize_(network, 4)
+    with pytest.raises(ValueError, match="4-bit already"):
+        quantize_(network, 3)
+    with pytest.raises(ValueError, match="float network starts from a float one"):
+        requantize_(network, 32)
+
+
+def test_requantize_keeps_what_was_learned():
+    network = quantize_(models.build("resnet20"), 4)
+    for name, parameter in network.named_parameters():
+        if name.endswith((".alpha", ".threshold")):
+            parameter.data.fill_(1.25)
+    weight = network.head.weight
+    requantize_(network, 3)
+    assert network.bit == 3
+    assert network.head.weight is weight
+    assert {p.item() for name, p in network.named_parameters() if name.endswith((".alpha", ".threshold"))} == {1.25}
+    assert set(precision(dequantize_(network))) == {32}
+    assert not any(name.endswith((".alpha", ".threshold")) for name in network.state_dict())
+
+
+def test_quantizers_sit_where_they_belong():
+    network = quantize_(models.build("resnet20"), 3)
+    first, head = next(network.units())[1].conv, network.head
+    assert isinstance(first.weight_quantizer, EightBitWeight)
+    assert isinstance(head.weight_quantizer, EightBitWeight)
+    shortcuts = [unit.shortcut.conv for _, unit in network.units() if unit.shortcut is not None]
+    assert len(shortcuts) == 2
+    assert all(isinstance(conv.weight_quantizer, APoTWeight) for conv in shortcuts)
+
+
+def test_a_quantized_network_trains_every_parameter():
+    network = quantize_(models.build("resnet20"), 3).train()
+    calibrate_(network, IMAGES)
+    network(IMAGES).square().sum().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()]
+    assert silent == []
+
+
+def test_calibration_gives_each_bn_the_statistics_of_its_input():
+    """After 32 -> 4 bits the BN statistics do not fit (a known trap): the fit must leave normalised currents."""
+    network = quantize_(models.build("resnet20"), 4).eval()
+    normalised = {}
+    for name, unit in network.units():
+        unit.bn.register_forward_hook(lambda _, __, output, name=name: normalised.update({name: output}))
+    network(IMAGES)
+    stale = max(abs(output.std().item() - 1) for output in normalised.values())
+    calibrate_(network, IMAGES)
+    network(IMAGES)
+    fitted = max(abs(output.std().item() - 1) for output in normalised.values())
+    assert stale > 0.5
+    assert fitted < 0.05
+
+
+def test_calibration_restores_mode_and_momentum():
+    network = quantize_(models.build("resnet20"), 4).train()
+    calibrate_(network, IMAGES)
+    assert network.training
+    assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+def test_fitted_threshold_and_clip_beat_their_neighbours(steps):
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).abs()
+    threshold = best_threshold(x, steps)
+    assert all(mse(x, threshold, steps) <= mse(x, threshold * factor, steps) * 1.01 for factor in (0.5, 0.8, 1.25, 2))
+    clip = best_clip(torch.randn(64, 64, generator=torch.Generator().manual_seed(2)), APoTWeight(3))
+    assert 1 < clip < 3
+    assert best_threshold(-x, steps) == 1.0
+
+
+def mse(x: torch.Tensor, threshold: float, steps: int) -> float:
+    y = ((x / threshold).clamp(0, 1) * steps).round() / steps * threshold
+    return (y - x).square().mean().item()
+
+
+def test_a_deep_copy_is_independent(quantized):
+    twin = copy.deepcopy(quantized)
+    twin.head.weight.data.zero_()
+    assert quantized.head.weight.any()
