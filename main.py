@@ -82,7 +82,7 @@ def published_bit(args: argparse.Namespace) -> int | None:
 def fit(network: Network, args: argparse.Namespace, train_batches: TensorLoader, check: TensorLoader) -> None:
     """Fit clips, BN statistics and thresholds to augmented training images; print the accuracy before and after."""
     before = evaluate(network, check, args.amp, args.limit, "before fitting").top1
-    images = train_batches.first(CALIBRATION_IMAGES)
+    images = train_batches.first(min(CALIBRATION_IMAGES, (args.limit or CALIBRATION_IMAGES) * args.batch_size))
     calibrate_(network, images)
     network.trainable_start = False
     after = evaluate(network, check, args.amp, args.limit, "after fitting")

@@ -16,6 +16,7 @@ import torch
 from models import Network
 from snn_layers import LayerMonitor, latency, layer_table
 from utils import cli, script
+from utils.checkpoint import read_checkpoint
 from utils.cifar import TensorLoader, load_images
 from utils.engine import autocast, progress_bar
 from utils.metrics import Meter
@@ -50,6 +51,9 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
     print(f"quantized ANN          {ann_top1:6.2f} %")
     print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
     print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
+    if result["finetune"]:
+        line = "fine-tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
+        print(line.format(**result["finetune"]))
     print(layer_table(result["layers"]))
 
 
@@ -62,7 +66,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     images = load_images(args.dataset, args.data, train=not args.evaluate)
     batches = TensorLoader(images, args.batch_size, augment=False, device=device, limit=None if args.evaluate else CHECK_IMAGES)
     with script.profiled(args):
-        result = compare(ann, snn, batches, args) | {"latency": latency(snn)}
+        result = compare(ann, snn, batches, args)
+    result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
     report(args, snn, result)
     return result
 

@@ -105,6 +105,7 @@ class _Tuner:
         self.states: list[tuple[State | Packed, State | Packed]] | None = None
         self.check_states: list[tuple[State | Packed, Tensor]] | None = None
         self.position = self.check_position = 0
+        self.accuracy: float | None = None  # of the network as it is; None before the first measurement
 
     def tune(self, index: int) -> TunedUnit:
         """Tune the unit at site `index` and keep the best state."""
@@ -113,7 +114,7 @@ class _Tuner:
         parameters = [p for name, p in unit.named_parameters() if not name.endswith("threshold")]
         optimizer = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
         self._advance_check(index)
-        before = best = self._accuracy(index)
+        before = best = self._accuracy(index) if self.accuracy is None else self.accuracy
         kept, kept_epochs, losses = _snapshot(unit, optimizer), 0, []
         for epoch in range(config.epochs):
             losses.append(self._epoch(index, epoch, optimizer))
@@ -123,6 +124,7 @@ class _Tuner:
             else:
                 unit.load_state_dict(kept[0])
                 optimizer.load_state_dict(kept[1])
+        self.accuracy = best
         return TunedUnit(site.name, before, best, kept_epochs, tuple(losses))
 
     def _epoch(self, index: int, epoch: int, optimizer: torch.optim.Optimizer) -> float:

@@ -45,13 +45,17 @@ def recorded():
     return read
 
 
-def find(*candidates: str) -> Path:
-    """Return the first path that exists below ../shared or the repository; skip the test where none does."""
-    for candidate in candidates:
+@pytest.fixture
+def find():
+    """Return a function: a path below the repository or ../shared; it skips the test where there is none."""
+
+    def place(name: str) -> Path:
         for base in (ROOT, ROOT.parent / "shared"):
-            if (base / candidate).exists():
-                return base / candidate
-    pytest.skip(f"none of {', '.join(candidates)} is here")
+            if (base / name).exists():
+                return base / name
+        pytest.skip(f"{name} is not here")
+
+    return place
 
 
 @pytest.fixture(scope="session")

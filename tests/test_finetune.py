@@ -82,15 +82,15 @@ def test_going_on_after_an_interruption_equals_an_unbroken_run(quantized, batche
     whole = to_spiking(quantized)
     finetune(whole, quantized, batches, batches, config)
 
-    class InterruptedError_(Exception):
+    class Interruption(Exception):  # noqa: N818
         pass
 
     def stop(index, _):
         if index == 9:
-            raise InterruptedError_
+            raise Interruption
 
     broken = to_spiking(quantized)
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(Interruption):
         finetune(broken, quantized, batches, batches, config, on_unit=stop)
     resumed = to_spiking(copy.deepcopy(quantized))
     resumed.load_state_dict(state_of(broken))

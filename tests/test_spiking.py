@@ -43,16 +43,12 @@ def test_latency_counts_the_layers_that_wait(quantized):
 def test_a_network_agrees_with_its_layers_step_by_step(quantized):
     """Run the spiking network one time step at a time, from the equation, without the folded batch."""
     snn, ann = to_spiking(quantized.double()), quantized
-    x = None
+    x = block = [IMAGES] * 3  # the image is a constant current
     for site in ann.sites():
-        unit = site.module
-        if x is None:
-            current = unit.current(IMAGES).expand(3, *unit.current(IMAGES).shape)
-        else:
-            residual = block if site.joins else [None] * 3
-            current = torch.stack([unit.current(x[t], residual[t]) for t in range(3)])
-        block = x if site.opens_block else block if x is not None else None
-        x = integrate_and_fire(current, unit.activation.threshold) * unit.activation.threshold
+        residual = block if site.joins else [None] * 3
+        block = x if site.opens_block else [None] * 3
+        current = torch.stack([site.module.current(x[t], residual[t]) for t in range(3)])
+        x = integrate_and_fire(current, site.module.activation.threshold) * site.module.activation.threshold
     logits = torch.stack([ann.head(ann.pool(step)) for step in x]).mean(0)
     torch.testing.assert_close(snn(IMAGES), logits)
 

@@ -65,13 +65,18 @@ def place(network: Network, args: argparse.Namespace, device: torch.device) -> N
     return network.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
 
 
+def init_path(args: argparse.Namespace) -> Path:
+    """Return --init, or the best checkpoint of the run with --arch and --bit."""
+    return args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
+
+
 def load_usable(args: argparse.Namespace) -> Network:
-    """Load --init, or else the best checkpoint of the run with --arch and --bit, to evaluate or convert it.
+    """Load the network that is to be evaluated or converted; see `init_path`.
 
     Raises:
         UserError: nothing to load, or a file that serves as a start for training only.
     """
-    path = args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
+    path = init_path(args)
     network = load_network(path, args.arch, args.bit, args.dataset)
     if network.trainable_start:
         raise UserError(f"checkpoint {path} lacks the last threshold, as APoT's files do: train it first, main.py --init {path}")
@@ -79,7 +84,7 @@ def load_usable(args: argparse.Namespace) -> Network:
 
 
 def load_quantized(args: argparse.Namespace) -> Network:
-    """Load the network that is to be converted; see `load_usable`."""
+    """Load the network that is to be converted."""
     if args.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
     return load_usable(args)

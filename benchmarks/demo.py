@@ -1,0 +1,85 @@
+"""The whole way in three minutes, without a download: float -> 4 -> 3 -> 2 bits -> spiking networks, on digits.
+
+    make demo
+
+ResNet-20 on scikit-learn's 8x8 digits, shown to it as 3x32x32 images, by the same scripts that run CIFAR-10.
+"""
+
+import io
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import main
+import snn
+import snn_ft
+from quant import time_steps
+from utils import script
+
+RESULT = Path("result/demo")
+FLAGS = ["--arch", "resnet20", "--dataset", "digits", "--result", str(RESULT), "-b", "64"]
+FLOAT_TRAINING = ["--epochs", "10", "--lr", "0.05", "--lr-schedule", "cosine", "--overwrite"]
+QUANTIZED_TRAINING = ["--epochs", "5", "--lr", "0.02", "--lr-schedule", "cosine", "--overwrite"]
+TUNING = ["-n", "1", "--lr", "0.1", "--train-images", "512", "--check-images", "256", "--overwrite"]
+
+
+def quietly(call: Any, arguments: list[str]) -> dict[str, Any]:
+    """Call a script's main() without its lines; its progress bars stay."""
+    with redirect_stdout(io.StringIO()):
+        return call(arguments)
+
+
+def stage(bit: int, source: int) -> dict[str, float]:
+    """Quantize to `bit` bits, convert, fine-tune; return accuracies on the test set in percent."""
+    print(f"\n{source} -> {bit} bits", flush=True)
+    best = RESULT / f"resnet20_{source}bit" / "model_best.pth.tar"
+    main.main([*FLAGS, "--bit", str(bit), *QUANTIZED_TRAINING, "--init", str(best)])
+    print(f"convert to T = {time_steps(bit)} steps, fine-tune layer by layer", flush=True)
+    flags = [*FLAGS, "--bit", str(bit)]
+    unsigned, signed = (quietly(snn.main, [*flags, "-e", *neuron]) for neuron in (["-u"], []))
+    tuned = quietly(snn_ft.main, [*flags, *TUNING])
+    return {"ann": signed["ann"].top1, "unsigned": unsigned["snn"].top1, "signed": signed["snn"].top1, "fine-tuned": tuned["after"]}
+
+
+def table(float_top1: float, rows: dict[int, dict[str, float]]) -> str:
+    """Return the accuracies as a table of text."""
+    lines = [f"{'bits':>4} {'T':>3} {'quantized ANN':>14} {'unsigned SNN':>13} {'signed SNN':>11} {'fine-tuned SNN':>15}"]
+    lines += [f"{bit:>4} {time_steps(bit):>3} {row['ann']:>12.2f} % {row['unsigned']:>11.2f} % {row['signed']:>9.2f} % "
+              f"{row['fine-tuned']:>13.2f} %" for bit, row in rows.items()]
+    return "\n".join([f"ResNet-20 on 360 test digits; float network {float_top1:.2f} %", *lines])
+
+
+def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
+    """Draw accuracy over time steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    steps = [time_steps(bit) for bit in rows]
+    for name, style in (("ann", "k--"), ("unsigned", "o-"), ("signed", "s-"), ("fine-tuned", "^-")):
+        axes.plot(steps, [row[name] for row in rows.values()], style, label="quantized ANN" if name == "ann" else f"{name} SNN")
+    axes.set(xlabel="time steps T", ylabel="accuracy on 360 test digits (%)", xticks=steps, title="ResNet-20, digits")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def demo() -> dict[int, dict[str, float]]:
+    """Run all of it; print one table at the end."""
+    began = time.monotonic()
+    print("float network", flush=True)
+    float_top1 = main.main([*FLAGS, *FLOAT_TRAINING])["best"]["test_top1"]
+    rows = {bit: stage(bit, source) for source, bit in ((32, 4), (4, 3), (3, 2))}
+    draw(rows, RESULT / "accuracy.png")
+    print(f"\n{table(float_top1, rows)}\n{time.monotonic() - began:.0f} s; picture in {RESULT / 'accuracy.png'}")
+    return rows
+
+
+if __name__ == "__main__":
+    script.run(demo)

@@ -1,0 +1,208 @@
+"""The scripts end to end, on digits."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import main
+import snn
+import snn_ft
+from utils.checkpoint import load_network, read_checkpoint
+from utils.importer import apot_layout, published_names
+
+SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "32"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """Return a result directory with a float and a 2-bit run of two epochs each."""
+    root = tmp_path_factory.mktemp("result")
+    flags = [*SMALL, "--result", str(root), "--epochs", "2"]
+    main.main([*flags, "--bit", "32", "--lr", "0.05"])
+    main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / "resnet20_32bit" / "model_best.pth.tar")])
+    return root
+
+
+def flags(result, bit=2):
+    return [*SMALL, "--result", str(result), "--bit", str(bit)]
+
+
+def test_a_run_leaves_its_checkpoints_arguments_and_log(result):
+    path = result / "resnet20_2bit"
+    assert sorted(file.name for file in path.iterdir()) == ["checkpoint.pth.tar", "config.json", "log.jsonl", "model_best.pth.tar"]
+    config = json.loads((path / "config.json").read_text())
+    assert config["arguments"]["lr"] == 0.02
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["revision"]
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert {"lr", "test_top1", "train_top1", "seconds"} <= lines[0].keys()
+
+
+def test_the_float_network_learns_digits(result, capsys):
+    scores = main.main([*flags(result, 32), "-e"])["scores"]
+    assert scores.count == 360
+    assert scores.top1 > 50
+    assert f"top-1 {scores.top1:.2f} %" in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(result):
+    history = read_checkpoint(result / "resnet20_2bit" / "checkpoint.pth.tar")["history"]
+    best = main.main([*flags(result), "-e"])["scores"].top1
+    assert best == pytest.approx(max(line["test_top1"] for line in history), abs=1e-4)
+
+
+def test_a_finished_run_is_not_overwritten_unless_told(result, tmp_path):
+    run = [*SMALL, "--result", str(tmp_path), "-t"]
+    main.main(run)
+    directory = tmp_path / "resnet20_32bit_test"
+    assert (directory / "model_best.pth.tar").exists()
+    main.main(run)  # a smoke test replaces its own directory
+    again = [*flags(result), "--epochs", "2"]
+    with pytest.raises(main.UserError, match=r"holds a run already: --resume .* --overwrite"):
+        main.main(again)
+    kept = main.main([*again, "--resume"])
+    assert kept["last"]["epoch"] == 1
+
+
+def test_killed_and_resumed_equals_unbroken(result, tmp_path, monkeypatch):
+    """Best accuracy, schedule, momentum, order, augmentation: all of it comes back, bit for bit."""
+    start = ["--init", str(result / "resnet20_32bit" / "model_best.pth.tar")]
+    run = [*SMALL, "--bit", "3", "--epochs", "3", "--lr", "0.02", "--lr-schedule", "cosine"]
+    main.main([*run, *start, "--result", str(tmp_path / "whole")])
+
+    train_one, calls = main.train_one, []
+
+    def dies_in_the_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train_one(*args)
+
+    monkeypatch.setattr(main, "train_one", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        main.main([*run, *start, "--result", str(tmp_path / "broken")])
+    monkeypatch.setattr(main, "train_one", train_one)
+    main.main([*run, "--resume", "--result", str(tmp_path / "broken")])
+    whole, broken = (read_checkpoint(tmp_path / name / "resnet20_3bit" / "checkpoint.pth.tar") for name in ("whole", "broken"))
+    assert all(torch.equal(value, broken["state_dict"][key]) for key, value in whole["state_dict"].items())
+    for a, b in zip(whole["history"], broken["history"], strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    best = [read_checkpoint(tmp_path / name / "resnet20_3bit" / "model_best.pth.tar")["history"] for name in ("whole", "broken")]
+    assert len(best[0]) == len(best[1])
+
+
+def test_resuming_with_other_arguments_says_so(result, capsys):
+    main.main([*flags(result), "--epochs", "2", "--lr", "0.5", "--resume"])
+    assert "--lr 0.5; it was 0.02" in capsys.readouterr().err
+
+
+def test_evaluation_prints_both_networks_and_the_table(result, capsys):
+    outcome = snn.main([*flags(result), "-e"])
+    printed = capsys.readouterr().out
+    assert f"{outcome['snn'].top1:.2f} %" in printed
+    assert f"{outcome['ann'].top1:.2f} %" in printed
+    assert outcome["ann"].top1 == main.main([*flags(result), "-e"])["scores"].top1
+    assert re.search(r"latency +3 steps", printed)
+    assert len(re.findall(r"^body\.\S+ +\d", printed, re.MULTILINE)) == 19
+
+
+def test_full_delay_scores_what_the_ann_scores(result):
+    outcome = snn.main([*flags(result), "-e", "-u", "--delay", "3"])
+    assert outcome["snn"].top1 == outcome["ann"].top1
+    assert outcome["latency"] == 3 + 18 * 3
+
+
+def test_without_e_the_test_set_is_not_read(result, monkeypatch):
+    splits = []
+    load = snn.load_images
+    monkeypatch.setattr(snn, "load_images", lambda *args, train: splits.append(train) or load(*args, train=train))
+    assert snn.main([*flags(result)])["snn"].count == 1437
+    assert splits == [True]
+
+
+def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
+    tuned = snn_ft.main([*flags(result), "-n", "1", "--lr", "0.1", "--force", "--check-images", "100"])
+    path = result / "resnet20_2bit_ft"
+    assert tuned["directory"] == path
+    before, after = (read_checkpoint(p)["state_dict"] for p in (result / "resnet20_2bit" / "model_best.pth.tar",
+                                                               path / "model_best.pth.tar"))
+    assert any(not torch.equal(before[key], after[key]) for key in after)
+    outcome = snn.main([*flags(result), "-e", "--init", str(path / "model_best.pth.tar")])
+    assert outcome["snn"].top1 == pytest.approx(tuned["after"])
+    assert f"fine-tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    assert [line["unit"] for line in lines] == list(range(1, 19))
+    assert all(len(line["losses"]) == 1 for line in lines)
+
+
+def test_interrupted_finetuning_resumes_with_the_next_unit(result, tmp_path):
+    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar")]
+    run = [*SMALL, "--bit", "2", "-u", "--lr", "0.1", "--force", "--train-images", "128", "--check-images", "64", *init]
+    whole = snn_ft.main([*run, "--result", str(tmp_path / "whole")])
+
+    def save(self, contents, history, is_best):
+        original(self, contents, history, is_best)
+        if len(history) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = snn_ft.RunDirectory.save
+        patch.setattr(snn_ft.RunDirectory, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            snn_ft.main([*run, "--result", str(tmp_path / "broken")])
+    resumed = snn_ft.main([*run, "--resume", "--result", str(tmp_path / "broken")])
+    assert resumed["directory"].name == "resnet20_2bit_ft_unsigned"
+    assert {**resumed, "directory": None} == {**whole, "directory": None}
+    states = [read_checkpoint(r["directory"] / "model_best.pth.tar")["state_dict"] for r in (whole, resumed)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys):
+    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    snn_ft.main([*SMALL, "--bit", "2", *init, "--cache", "0", "-t", "-b", "2"])
+    assert "going --online" in capsys.readouterr().out
+
+
+def test_prof_prints_operators(result, capsys):
+    snn.main([*flags(result), "-e", "--prof", "-b", "4"])
+    assert "aten::" in capsys.readouterr().out
+
+
+PUBLISHED = """
+main.py --arch alex --bit 32 -id 2 --wd 5e-4
+main.py --arch alex --bit 4 -id 2 --wd 1e-4  --lr 4e-2 --init result/alex_32bit/model_best.pth.tar
+main.py --arch alex --bit 3 -id 2 --wd 1e-4  --lr 4e-2 --init result/alex_4bit/model_best.pth.tar
+main.py --arch alex --bit 2 -id 2 --wd 3e-5  --lr 4e-2 --init result/alex_3bit/model_best.pth.tar
+snn.py --arch alex --bit 3 -id 2 -e -u --init result/alex_3bit/model_best.pth.tar
+snn_ft.py --arch alex --bit 3 -id 2  -n 8 --init result/alex_3bit/model_best.pth.tar
+"""
+
+
+@pytest.mark.parametrize("line", PUBLISHED.strip().splitlines())
+def test_published_command_lines_run_as_they_stand(line, tmp_path_factory, capsys):
+    """As published, with -t (a smoke test, which writes to directories of its own), small batches and digits."""
+    root = tmp_path_factory.getbasetemp() / "published"
+    name, *arguments = line.replace("result/", f"{root}/").replace("bit/", "bit_test/").split()
+    script = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[name]
+    script.main([*arguments, "-t", "-b", "8", "--dataset", "digits", "--result", str(root)])
+    if not torch.cuda.is_available():
+        assert capsys.readouterr().err.count("no GPU here: -id 2 is ignored, the CPU is used") == 1
+
+
+def test_checkpoints_of_other_data_sets_are_refused(result):
+    with pytest.raises(main.UserError, match="holds dataset digits, not cifar10"):
+        snn.main(["--arch", "resnet20", "--bit", "2", "--init", str(result / "resnet20_2bit" / "model_best.pth.tar")])
+
+
+def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_path):
+    network = load_network(result / "resnet20_2bit" / "model_best.pth.tar")
+    state = network.state_dict()
+    path = tmp_path / "apot.pth.tar"
+    torch.save({theirs: state[ours] for ours, theirs in published_names(network, dict(apot_layout(network))).items()}, path)
+    for script in (snn, snn_ft, main):
+        with pytest.raises(main.UserError, match="train it first"):
+            script.main([*flags(tmp_path), "--init", str(path), *(["-e"] if script is main else [])])
