@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from models import Network
+from quant import quantized_once
 from snn_layers import LayerMonitor, latency, layer_table
 from utils import cli, script
 from utils.checkpoint import read_checkpoint
@@ -35,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def compare(ann: Network, snn: Network, batches: TensorLoader, args: argparse.Namespace) -> dict[str, Any]:
     """Run both networks on the same batches; return their scores and the statistics of the layers."""
     meters = {"ann": Meter(batches.labels.device), "snn": Meter(batches.labels.device)}
-    with LayerMonitor(ann, snn) as monitor:
+    with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
         for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", args.limit):
             with autocast(images.device, args.amp):
                 meters["ann"].update(ann(images), labels)

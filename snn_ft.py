@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"),
         help="of SGD (default: 5e-4 for alex and vgg11, else 1e-4)")
     add("--force", action="store_true", help="keep each epoch's state, also where the accuracy did not rise")
-    add("--train-images", type=count(0, "number of images"), default=10_000, help="images per epoch; 0: all (default: 10000)")
+    add("--calib", type=count(0, "number of images"), default=10_000, help="training images per epoch; 0: all (default: 10000)")
     add("--check-images", type=count(1, "number of images"), default=2_000,
         help="training images, not augmented, whose accuracy decides (default: 2000)")
     add("--online", action="store_true", help="fresh augmentation in each epoch, and the network run up to the unit each time")
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.wd = 5e-4 if args.arch in ("alex", "vgg11") else 1e-4
     if args.test:
         args.overwrite, args.num_epochs = True, 1
-        args.train_images = args.check_images = cli.SMOKE_BATCHES * args.batch_size
+        args.calib = args.check_images = cli.SMOKE_BATCHES * args.batch_size
     return args
 
 
@@ -100,7 +100,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 def loaders(args: argparse.Namespace, device: torch.device) -> tuple[TensorLoader, TensorLoader, TensorLoader]:
     """Return the augmented training batches, the check batches (training images as they are) and the test batches."""
     train_set, test_set = (load_images(args.dataset, args.data, train=split) for split in (True, False))
-    return (TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device, limit=args.train_images or None),
+    return (TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device, limit=args.calib or None),
             TensorLoader(train_set, args.batch_size, augment=False, device=device, limit=args.check_images),
             TensorLoader(test_set, args.batch_size, augment=False, device=device))
 

@@ -1,5 +1,8 @@
 """Quantized layers: thin modules over quant.functional that share the float layer's parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +42,9 @@ class EightBitWeight(nn.Module):
 
 
 class QuantConv2d(nn.Conv2d):
-    """Conv2d whose weight passes a quantizer in every forward pass."""
+    """Conv2d whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
+
+    frozen: Tensor | None = None
 
     @classmethod
     def from_float(cls, conv: nn.Conv2d, quantizer: nn.Module) -> "QuantConv2d":
@@ -57,11 +62,13 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, in_channels, H, W] to [B, out_channels, H', W']."""
-        return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
+        return self._conv_forward(x, _quantized(self), self.bias)
 
 
 class QuantLinear(nn.Linear):
-    """Linear layer whose weight passes a quantizer in every forward pass."""
+    """Linear layer whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
+
+    frozen: Tensor | None = None
 
     @classmethod
     def from_float(cls, linear: nn.Linear, quantizer: nn.Module) -> "QuantLinear":
@@ -76,12 +83,30 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, in_features] to [B, out_features]."""
-        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+        return F.linear(x, _quantized(self), self.bias)
 
 
 def _adopt(layer: nn.Module, source: nn.Module) -> nn.Module:
     layer.weight, layer.bias = source.weight, source.bias
     return layer.train(source.training)
+
+
+def _quantized(layer: QuantConv2d | QuantLinear) -> Tensor:
+    return layer.weight_quantizer(layer.weight) if layer.frozen is None else layer.frozen
+
+
+@contextmanager
+def quantized_once(network: nn.Module) -> Iterator[None]:
+    """Quantize each weight once for all forward passes inside, which must not train the network."""
+    layers = [module for module in network.modules() if isinstance(module, QuantConv2d | QuantLinear)]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.frozen = layer.weight_quantizer(layer.weight)
+        yield
+    finally:
+        for layer in layers:
+            layer.frozen = None
 
 
 class QuantReLU(nn.Module):

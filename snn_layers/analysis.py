@@ -53,9 +53,10 @@ class LayerMonitor:
 
     def _record_snn(self, name: str, output: Tensor) -> None:
         threshold = self.thresholds[name]
+        mean = mean_over_time(output, self.time_steps)
         # Every output is s·θ: Σ|s| and Σs give positive and negative spikes without a comparison.
-        absolute, signed = output.abs().sum() / threshold, output.sum() / threshold
-        error = (mean_over_time(output, self.time_steps) - self.activations.pop(name)).abs().sum() * self.time_steps
+        absolute, signed = output.abs().sum() / threshold, mean.sum() * self.time_steps / threshold
+        error = (mean - self.activations.pop(name)).abs().sum() * self.time_steps
         sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(output.numel(), device=output.device)])
         self.sums[name] += sums.double().cpu()
 

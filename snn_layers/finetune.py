@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantize_activation
+from quant import quantize_activation, quantized_once
 
 from .states import Packed, advance, run, unpacked
 
@@ -171,10 +171,11 @@ class _Tuner:
     def _accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
         hits = total = 0
-        for packed, labels in self.check_states:
-            logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
-            hits += (logits.argmax(1) == labels).sum().item()
-            total += len(labels)
+        with quantized_once(self.snn):
+            for packed, labels in self.check_states:
+                logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
+                hits += (logits.argmax(1) == labels).sum().item()
+                total += len(labels)
         return 100 * hits / max(total, 1)
 
 

@@ -76,3 +76,13 @@ def primitives() -> dict[str, np.ndarray]:
     """Return the recorded quantizers and spike trains."""
     with np.load(GOLDEN / "primitives.npz") as file:
         return dict(file)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Make a download fail as it does without network, and fail a test that would try one."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)

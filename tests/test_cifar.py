@@ -51,16 +51,6 @@ def test_truncated_missing_and_foreign_files_are_errors(tmp_path):
         load_images("cifar10", tmp_path, train=False)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Make a download fail as it does without network, and fail a test that would try one."""
-
-    def refuse(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
 def test_digits_split_is_fixed_and_disjoint():
     train, test = load_images("digits", "nowhere", True), load_images("digits", "nowhere", False)
     assert (len(train), len(test)) == (1437, 360)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from quant import APoTWeight, EightBitWeight, QuantReLU, calibrate_, dequantize_, quantize_, requantize_
+from quant import APoTWeight, EightBitWeight, QuantReLU, calibrate_, dequantize_, quantize_, quantized_once, requantize_
 from quant.calibrate import best_clip, best_threshold
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -143,6 +143,19 @@ def test_fitted_threshold_and_clip_beat_their_neighbours(steps):
 def mse(x: torch.Tensor, threshold: float, steps: int) -> float:
     y = ((x / threshold).clamp(0, 1) * steps).round() / steps * threshold
     return (y - x).square().mean().item()
+
+
+def test_weights_are_quantized_once_inside_and_anew_outside(quantized):
+    calls = []
+    head = quantized.head
+    head.weight_quantizer.register_forward_hook(lambda *_: calls.append(1))
+    inside, outside = [], quantized(IMAGES)
+    with quantized_once(quantized):
+        inside = [quantized(IMAGES) for _ in range(3)]
+    assert len(calls) == 2
+    assert all(torch.equal(logits, outside) for logits in inside)
+    head.weight.data.neg_()
+    assert not torch.equal(quantized(IMAGES), outside)
 
 
 def test_a_deep_copy_is_independent(quantized):

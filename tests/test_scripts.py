@@ -141,7 +141,7 @@ def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
 
 def test_interrupted_finetuning_resumes_with_the_next_unit(result, tmp_path):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar")]
-    run = [*SMALL, "--bit", "2", "-u", "--lr", "0.1", "--force", "--train-images", "128", "--check-images", "64", *init]
+    run = [*SMALL, "--bit", "2", "-u", "--lr", "0.1", "--force", "--calib", "128", "--check-images", "64", *init]
     whole = snn_ft.main([*run, "--result", str(tmp_path / "whole")])
 
     def save(self, contents, history, is_best):
@@ -206,3 +206,16 @@ def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_pat
     for script in (snn, snn_ft, main):
         with pytest.raises(main.UserError, match="train it first"):
             script.main([*flags(tmp_path), "--init", str(path), *(["-e"] if script is main else [])])
+
+
+def test_cifar100_from_the_official_files(tmp_path):
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("train.bin", "test.bin"):
+        records = torch.randint(256, (40, 2 + 3072), generator=generator, dtype=torch.uint8)
+        records[:, 1] = torch.arange(40) + 60
+        (folder / name).write_bytes(records.numpy().tobytes())
+    run = main.main(["--arch", "resnet20", "-ct", "100", "-b", "10", "-t", "--data", str(tmp_path), "--result", str(tmp_path)])
+    network = load_network(run["directory"] / "model_best.pth.tar")
+    assert (network.dataset, network.head.out_features) == ("cifar100", 100)

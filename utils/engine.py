@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from quant import quantized_once
+
 from .errors import UserError
 from .metrics import Meter, Scores
 
@@ -89,9 +91,10 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], amp: 
     network.eval()
     device = next(network.parameters()).device
     meter = Meter(device)
-    for images, labels in progress_bar(batches, name, limit):
-        with autocast(device, amp):
-            logits = network(images)
-        meter.update(logits, labels)
+    with quantized_once(network):
+        for images, labels in progress_bar(batches, name, limit):
+            with autocast(device, amp):
+                logits = network(images)
+            meter.update(logits, labels)
     network.train(was_training)
     return meter.scores()

@@ -4,6 +4,7 @@ The frame turns a user's mistake into one line and exit code 2.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def profiled(args: argparse.Namespace) -> Iterator[None]:
     if not args.prof:
         yield
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own remarks are no concern of the user's
     with torch.profiler.profile() as profiler:
         yield
     key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
