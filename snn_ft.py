@@ -1,25 +1,27 @@
-"""Convert a quantized network to a spiking one and fine-tune it layer by layer towards its ANN.
+"""Convert a quantized network to a spiking one and fine-tune it: layer by layer towards its ANN, or as a whole.
 
     python snn_ft.py --arch alex --bit 3 -id 2 -n 8 --init result/alex_3bit/model_best.pth.tar
+    python snn_ft.py --arch resnet20 --bit 2 --method global
     python snn_ft.py --arch resnet20 --bit 2 -u --resume
 
-Whether a unit's new state is kept is decided on training images without augmentation. The result goes to
-{result}/{arch}_{bit}bit_ft (-u: _ft_unsigned) and is evaluated with snn.py --init .../model_best.pth.tar.
+Whether a unit's new state is kept is decided on training images without augmentation, never on the test set. The result
+goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned) and loads in snn.py.
 """
 
 import argparse
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from models import Network
-from snn_layers import FinetuneConfig, TunedUnit, finetune, latency, state_bytes
+from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, finetune, latency, own_parameters_, state_bytes
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
 from utils.cifar import TensorLoader, load_images
-from utils.engine import autocast, evaluate, progress_bar
+from utils.engine import autocast, evaluate, learning_rate, progress_bar, sgd, train_epoch
 from utils.rundir import RunDirectory, plain
 
 GIGABYTE = 2**30
@@ -29,68 +31,127 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.new_conversion_parser(__doc__)
     add, number, count = parser.add_argument, cli.number, cli.count
-    add("-n", "--num_epochs", type=count(1, "number of epochs"), default=1, help="epochs per unit (default: 1)")
-    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=1e-3, help="of SGD (default: 1e-3)")
+    add("--method", choices=("layerwise", "global"), default="layerwise",
+        help="layerwise: each unit learns its ANN's output; global: spikes forward, rates backward (default: layerwise)")
+    add("-n", "--num_epochs", type=count(1, "number of epochs"), default=1, help="epochs, layerwise: per unit (default: 1)")
+    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"),
+        help="of SGD; global: falls to 0 as a cosine (default: layerwise 1e-3, global 3e-4)")
     add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"),
         help="of SGD (default: 5e-4 for alex and vgg11, else 1e-4)")
-    add("--force", action="store_true", help="keep each epoch's state, also where the accuracy did not rise")
-    add("--calib", type=count(0, "number of images"), default=10_000, help="training images per epoch; 0: all (default: 10000)")
+    add("--calib", type=count(0, "number of images"), help="training images per epoch; 0: all (default: layerwise 10000, global 0)")
     add("--check-images", type=count(1, "number of images"), default=2_000,
-        help="training images, not augmented, whose accuracy decides (default: 2000)")
-    add("--online", action="store_true", help="fresh augmentation in each epoch, and the network run up to the unit each time")
-    add("--cache", type=number(float, 0, what="size"), default=8, help="GB for the spikes in front of the unit; "
-        "what does not fit goes --online (default: 8)")
-    add("--resume", action="store_true", help="go on after the last finished unit")
+        help="training images, not augmented, on which accuracy is measured meanwhile (default: 2000)")
+    add("--force", action="store_true", help="layerwise: keep each epoch's state, also where the accuracy did not rise")
+    add("--online", action="store_true", help="layerwise: fresh augmentation in each epoch, the network run up to the unit")
+    add("--cache", type=number(float, 0, what="size"), default=8,
+        help="layerwise: GB for the spikes in front of the unit; what does not fit goes --online (default: 8)")
+    add("--teacher", action="store_true", help="global: learn the ANN's probabilities instead of the labels")
+    add("--resume", action="store_true", help="go on after the last finished unit or epoch")
     add("--overwrite", action="store_true", help="delete the run that is in the directory")
-    args = cli.resolve(parser.parse_args(argv))
-    if args.wd is None:
-        args.wd = 5e-4 if args.arch in ("alex", "vgg11") else 1e-4
+    return defaults(cli.resolve(parser.parse_args(argv)))
+
+
+def defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what depends on the method, the architecture and --test."""
+    whole = args.method == "global"
+    for name, value in {"lr": 3e-4 if whole else 1e-3, "calib": 0 if whole else 10_000,
+                        "wd": 5e-4 if args.arch in ("alex", "vgg11") else 1e-4}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.test:
         args.overwrite, args.num_epochs = True, 1
         args.calib = args.check_images = cli.SMOKE_BATCHES * args.batch_size
     return args
 
 
-def tuning_config(args: argparse.Namespace, ann: Network, snn: Network, batches: TensorLoader) -> FinetuneConfig:
-    """Return the configuration; online where asked for or where the cached states would not fit."""
-    needed = state_bytes(snn, ann, batches.first(1)) * len(batches.labels) / GIGABYTE
+@dataclass
+class Session:
+    """What both methods work on: target, network, batches, the log so far, `save(optimizer)`, the optimizer's old state."""
+
+    ann: Network
+    snn: Network
+    batches: TensorLoader
+    check: TensorLoader
+    history: list[dict[str, Any]]
+    save: Callable[..., None]
+    optimizer_state: dict[str, Any] | None
+
+
+def layerwise(args: argparse.Namespace, session: Session) -> None:
+    """Tune unit by unit towards the ANN, saving after each."""
+    began = time.monotonic()
+    count = len(session.batches.labels)
+    needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
     online = args.online or needed > args.cache
     if online and not args.online:
-        print(f"the states of {len(batches.labels)} images take {needed:.1f} GB of --cache {args.cache:g}: going --online")
-    return FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online)
+        print(f"the states of {count} images take {needed:.1f} GB of --cache {args.cache:g}: going --online")
+
+    def on_unit(index: int, unit: TunedUnit) -> None:
+        session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
+        session.save()
+        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {len(session.check.labels)} "
+              f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
+              f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
+
+    config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online)
+    first = session.history[-1]["unit"] + 1 if session.history else 1
+    with autocast(session.batches.labels.device, args.amp):
+        finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar)
+
+
+def globally(args: argparse.Namespace, session: Session) -> None:
+    """Train the whole network, spikes forward and rates backward, saving after each epoch; the last one counts."""
+    own_parameters_(session.snn)
+    network = RateNetwork(session.snn)
+    optimizer = sgd(network, args.lr, args.momentum, args.wd)
+    if session.optimizer_state:
+        optimizer.load_state_dict(session.optimizer_state)
+    for epoch in range(len(session.history), args.num_epochs):
+        began = time.monotonic()
+
+        def rate(part: float, epoch: int = epoch) -> float:
+            return args.lr * learning_rate("cosine", (epoch + part) / args.num_epochs)
+
+        session.batches.set_epoch(epoch)
+        name = f"epoch {epoch + 1}/{args.num_epochs}"
+        trained = train_epoch(network, session.batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
+                              session.ann if args.teacher else None)
+        checked = evaluate(session.snn, session.check, args.amp)
+        seconds = round(time.monotonic() - began, 1)
+        session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
+                                "check_top1": checked.top1, "seconds": seconds})
+        session.save(optimizer)
+        print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, accuracy on {checked.count} training images "
+              f"{checked.top1:.2f} %, {seconds:.0f} s", flush=True)
 
 
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Tune the units that are left, saving after each; return the accuracies on the test set and the directory."""
-    path = script.run_path(args, "_ft_unsigned" if args.unsigned else "_ft")
+    """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
+    path = script.run_path(args, "_ft" + "_global" * (args.method == "global") + "_unsigned" * args.unsigned)
     state = read_checkpoint(path / LAST) if args.resume else {}
     ann = script.place(script.load_quantized(args), args, device)
     tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else ann
     snn = script.spiking(args, tuned)
     batches, check, test_batches = loaders(args, device)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
-    history = state.get("history", [])
-    summary = state.get("finetune") or {
-        "ann": evaluate(ann, test_batches, args.amp, args.limit, "ANN").top1,
-        "before": evaluate(snn, test_batches, args.amp, args.limit, "SNN").top1, "neuron": snn.neuron, "delay": snn.delay}
+
+    def score(network: Network, name: str) -> float:
+        return evaluate(network, test_batches, args.amp, args.limit, name).top1
+
+    kind = {"neuron": snn.neuron, "delay": snn.delay}
+    summary = state.get("finetune") or kind | {"ann": score(ann, "ANN"), "before": score(snn, "SNN")}
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)
-    config = tuning_config(args, ann, snn, batches)
-    began = time.monotonic()
+    history = state.get("history", [])
 
-    def save(is_best: bool = False) -> None:
-        run.save(network_state(snn) | {"finetune": summary, "args": plain(args)}, history, is_best)
+    def save(optimizer: torch.optim.Optimizer | None = None, is_best: bool = False) -> None:
+        contents = network_state(snn) | {"finetune": summary, "args": plain(args)}
+        run.save(contents | ({"optimizer": optimizer.state_dict()} if optimizer else {}), history, is_best)
 
-    def on_unit(index: int, unit: TunedUnit) -> None:
-        history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
-        save()
-        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {len(check.labels)} training images "
-              f"{unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, kept {unit.kept_epochs} of {config.epochs}", flush=True)
-
-    with autocast(device, args.amp):
-        finetune(snn, ann, batches, check, config, history[-1]["unit"] + 1 if history else 1, on_unit, progress_bar)
-    summary["after"] = evaluate(snn, test_batches, args.amp, args.limit, "SNN").top1
+    session = Session(ann, snn, batches, check, history, save, state.get("optimizer"))
+    {"layerwise": layerwise, "global": globally}[args.method](args, session)
+    summary["after"] = score(snn, "SNN")
     save(is_best=True)
     print(f"{path}: test set {summary['before']:.2f} -> {summary['after']:.2f} % "
           f"({summary['after'] - summary['ann']:+.2f} to the ANN), latency {latency(snn)} steps")

@@ -2,10 +2,12 @@
 
 from .analysis import LayerMonitor, LayerStatistics, layer_statistics, layer_table
 from .convert import NEURONS, latency, to_spiking
-from .finetune import FinetuneConfig, TunedUnit, finetune
+from .finetune import FinetuneConfig, TunedUnit, finetune, own_parameters_
 from .functional import integrate_and_fire
 from .neuron import IFNeuron
+from .rate import RateNetwork, rate_logits
 from .states import state_bytes
 
-__all__ = ["NEURONS", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "TunedUnit", "finetune",
-           "integrate_and_fire", "latency", "layer_statistics", "layer_table", "state_bytes", "to_spiking"]
+__all__ = ["NEURONS", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "RateNetwork", "TunedUnit",
+           "finetune", "integrate_and_fire", "latency", "layer_statistics", "layer_table", "own_parameters_", "rate_logits",
+           "state_bytes", "to_spiking"]

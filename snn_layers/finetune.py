@@ -73,8 +73,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     """
     config = config or FinetuneConfig()
     ann = deepcopy(ann).eval().requires_grad_(False)
-    snn.eval()
-    _own_parameters(snn)
+    own_parameters_(snn.eval())
     tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items))
     results = []
     units = [index for index, site in enumerate(tuner.snn_sites) if isinstance(site.module, Unit)]
@@ -87,8 +86,8 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     return results
 
 
-def _own_parameters(network: Network) -> None:
-    """Give a network parameters of its own, so that tuning it leaves the ANN that it shared them with as it was."""
+def own_parameters_(network: Network) -> None:
+    """Give a network parameters of its own, in place, so that tuning it leaves the ANN that it shared them with as it was."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))

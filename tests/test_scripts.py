@@ -219,3 +219,14 @@ def test_cifar100_from_the_official_files(tmp_path):
     run = main.main(["--arch", "resnet20", "-ct", "100", "-b", "10", "-t", "--data", str(tmp_path), "--result", str(tmp_path)])
     network = load_network(run["directory"] / "model_best.pth.tar")
     assert (network.dataset, network.head.out_features) == ("cifar100", 100)
+
+
+@pytest.mark.parametrize("teacher", [[], ["--teacher"]])
+def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
+    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    tuned = snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", *init, *teacher])
+    assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_unsigned"
+    lines = [json.loads(line) for line in (tuned["directory"] / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[1]["train_loss"] < lines[0]["train_loss"]
+    assert tuned["after"] > tuned["before"]

@@ -48,13 +48,14 @@ def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: 
 
 def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
                 rate: Callable[[float], float], amp: bool = False, print_freq: int = 10, limit: int | None = None,
-                name: str = "train") -> Scores:
+                name: str = "train", teacher: nn.Module | None = None) -> Scores:
     """Train for one pass over `batches` of (images, labels) and return the scores on the way.
 
     Args:
         rate: learning rate as a function of the finished part of this epoch in [0, 1).
         print_freq: batches between two updates of the figures in the progress bar.
         limit: stop after that many batches.
+        teacher: learn its probabilities (Kullback-Leibler divergence) instead of the labels.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -68,7 +69,7 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
             group["lr"] = rate(step / len(batches))
         with autocast(device, amp):
             logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels) if teacher is None else divergence(logits, teacher, images)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -81,6 +82,13 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
     if not math.isfinite(scores.loss):
         raise UserError(f"the loss is {scores.loss} after {name}: lower --lr, or resume an earlier checkpoint")
     return scores
+
+
+def divergence(logits: Tensor, teacher: nn.Module, images: Tensor) -> Tensor:
+    """Return KL(teacher's probabilities || ours), the mean over the batch, in nats; logits [B, classes]."""
+    with torch.no_grad():
+        target = F.log_softmax(teacher(images).float(), dim=1)
+    return F.kl_div(F.log_softmax(logits.float(), dim=1), target, reduction="batchmean", log_target=True)
 
 
 @torch.inference_mode()

@@ -1,0 +1,44 @@
+"""Spikes forward, rates backward."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from snn_layers import RateNetwork, own_parameters_, rate_logits, to_spiking
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
+def test_the_values_are_those_of_the_spiking_network(quantized, neuron):
+    snn = to_spiking(quantized.double(), neuron)
+    torch.testing.assert_close(rate_logits(snn, IMAGES), snn(IMAGES), rtol=1e-9, atol=1e-9)
+
+
+def test_at_full_delay_the_gradient_is_that_of_the_quantized_network(quantized):
+    """With delay T the spikes are the quantized activations, so both networks are one function."""
+    ann = quantized.double()
+    grads = []
+    for network in (ann, RateNetwork(to_spiking(ann, delay=3))):
+        ann.zero_grad()
+        F.cross_entropy(network(IMAGES), torch.arange(4)).backward()
+        grads.append({name: p.grad.clone() for name, p in ann.named_parameters() if "threshold" not in name})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_statistics_and_thresholds_stay(quantized):
+    snn = to_spiking(quantized.double())
+    own_parameters_(snn)
+    before = copy.deepcopy(snn.state_dict())
+    network = RateNetwork(snn).train()
+    assert not snn.training
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, weight_decay=0.1)
+    F.cross_entropy(network(IMAGES), torch.arange(4)).backward()
+    optimizer.step()
+    changed = {name for name, value in snn.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.rsplit(".", 1)[-1] for name in changed} == {"weight", "bias", "alpha"}
+    assert {name for name, _ in snn.named_parameters() if "threshold" not in name} == changed
+    assert all(torch.equal(value, quantized.state_dict()[name]) for name, value in before.items())
