@@ -64,6 +64,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = script.set_up(args)
     ann = script.place(script.load_quantized(args), args, device)
     snn = script.spiking(args, ann)
+    if args.calibrate:
+        train_set = load_images(args.dataset, args.data, train=True)
+        script.calibrate(args, snn, ann, TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device))
     images = load_images(args.dataset, args.data, train=not args.evaluate)
     batches = TensorLoader(images, args.batch_size, augment=False, device=device, limit=None if args.evaluate else CHECK_IMAGES)
     with script.profiled(args):

@@ -144,6 +144,10 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)
     history = state.get("history", [])
+    if args.calibrate and not state:
+        script.calibrate(args, snn, ann, batches)
+        summary["calibrated"] = score(snn, "calibrated SNN")
+        print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
 
     def save(optimizer: torch.optim.Optimizer | None = None, is_best: bool = False) -> None:
         contents = network_state(snn) | {"finetune": summary, "args": plain(args)}

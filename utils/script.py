@@ -6,6 +6,7 @@ The frame turns a user's mistake into one line and exit code 2.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 
 from models import Network
 from quant import FLOAT_BITS
-from snn_layers import to_spiking
+from snn_layers import calibrate_rates_, to_spiking
 
 from .checkpoint import BEST, load_network
+from .cifar import TensorLoader
 from .errors import UserError
 from .rundir import plain
 
@@ -97,6 +99,15 @@ def spiking(args: argparse.Namespace, ann: Network) -> Network:
         return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: TensorLoader) -> None:
+    """Calibrate the rates on augmented training images, if --calibrate asks for it; say how long it took."""
+    if args.calibrate:
+        began = time.monotonic()
+        images = batches.first(args.calibrate)
+        calibrate_rates_(snn, ann, images)
+        print(f"calibrated on {len(images)} training images in {time.monotonic() - began:.1f} s")
 
 
 @contextmanager
