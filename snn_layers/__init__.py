@@ -9,6 +9,6 @@ from .neuron import IFNeuron
 from .rate import RateNetwork, rate_logits
 from .states import state_bytes
 
-__all__ = ["NEURONS", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "RateNetwork", "TunedUnit", "calibrate_rates_",
-           "finetune", "integrate_and_fire", "latency", "layer_statistics", "layer_table", "own_parameters_",
+__all__ = ["NEURONS", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "RateNetwork", "TunedUnit",
+           "calibrate_rates_", "finetune", "integrate_and_fire", "latency", "layer_statistics", "layer_table", "own_parameters_",
            "rate_logits", "state_bytes", "to_spiking"]

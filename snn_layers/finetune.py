@@ -171,7 +171,7 @@ class _Tuner:
         """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
         hits = total = 0
         with quantized_once(self.snn):
-            for packed, labels in self.check_states:
+            for packed, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
                 logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
                 hits += (logits.argmax(1) == labels).sum().item()
                 total += len(labels)

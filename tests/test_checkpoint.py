@@ -142,6 +142,8 @@ def test_classes_of_a_published_file_choose_the_data_set(recorded, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     network = load_network(tmp_path / "net.pth", "resnet20", 3)
     assert (network.dataset, network.num_classes) == ("cifar100", 100)
+    with pytest.raises(UserError, match="has 100 classes, cifar10 has 10"):
+        load_network(tmp_path / "net.pth", "resnet20", 3, "cifar10")
 
 
 def test_apot_quantized_networks_serve_as_a_start_for_training(find):

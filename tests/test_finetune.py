@@ -63,7 +63,7 @@ def test_each_epoch_is_run(quantized, batches):
         return items
 
     finetune(to_spiking(quantized), quantized, batches, batches, FinetuneConfig(epochs=3, force=True), first=18, bar=bar)
-    assert len(passes) == 3
+    assert sum("epoch" in name for name in passes) == 3
 
 
 @pytest.mark.parametrize("neuron", ["signed", "unsigned"])

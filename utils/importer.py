@@ -33,6 +33,8 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
         raise ValueError("does not say its bit-width: pass bit (--bit)")
     classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or [10]
     dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
+    if classes[0] != models.CLASSES.get(dataset, classes[0]):
+        raise ValueError(f"has {classes[0]} classes, {dataset} has {models.CLASSES[dataset]}: choose a file or data set that fits")
     network = models.build(arch, dataset, classes[0])
     quantize_(network, FLOAT_BITS if bit is None else bit)
     if "conv1.weight" in state:

@@ -46,7 +46,7 @@ def set_up(args: argparse.Namespace) -> torch.device:
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
-    torch.backends.cudnn.deterministic = args.deterministic
+    torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
     return device
 
 
