@@ -38,16 +38,17 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
     spike_train = torch.empty_like(current)
     membrane = torch.empty_like(current[0]).copy_(threshold / 2)
     # Comparisons are written into float tensors: boolean masks are several times slower on a CPU.
-    fired, retracted, had_fired = (torch.zeros_like(membrane) for _ in range(3))
+    fired, retracted = torch.zeros_like(membrane), torch.empty_like(membrane)
     seen = 0
     for step in range(time_steps):
         while seen < min(step + 1 + delay, time_steps):
             membrane.add_(current[seen])
             seen += 1
-        spikes = spike_train[step].copy_(membrane).ge_(threshold)
+        spikes = torch.ge(membrane, threshold, out=spike_train[step])
         if signed:
-            retracted.copy_(membrane).le_(RETRACTION)
-            spikes.sub_(retracted.mul_(had_fired.copy_(fired).gt_(0)))
+            torch.le(membrane, RETRACTION, out=retracted)
+            # Of 0 or 1 wanted and n = 0, 1, 2, ... to give, the smaller number is taken back.
+            spikes.sub_(torch.minimum(retracted, fired, out=retracted))
             fired.add_(spikes)
         membrane.addcmul_(spikes, threshold, value=-1)
     return spike_train
