@@ -18,11 +18,15 @@ def best_threshold(x: Tensor, steps: int) -> float:
     """Return the θ that minimises Σ (max(x, 0) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
 
     Args:
-        x: pre-activations of any shape; at most 2^17 of them, evenly spaced, are looked at.
+        x: pre-activations of any shape; 2^17 of them, drawn with a fixed seed, are looked at if there are more.
         steps: T = 2^b - 1.
     """
     x = x.flatten()
-    x = x[:: max(1, x.numel() // SAMPLES)].clamp(min=0)
+    if x.numel() > SAMPLES:
+        # Drawn, not strided: a stride that divides the row length would see one column of the images.
+        generator = torch.Generator(x.device).manual_seed(0)
+        x = x[torch.randint(x.numel(), (SAMPLES,), generator=generator, device=x.device)]
+    x = x.clamp(min=0)
     top = x.max()
     if not top > 0:
         return 1.0

@@ -140,6 +140,13 @@ def test_fitted_threshold_and_clip_beat_their_neighbours(steps):
     assert best_threshold(-x, steps) == 1.0
 
 
+def test_thresholds_are_fitted_to_all_columns():
+    """A sample by stride once saw the left border of each image alone."""
+    x = torch.zeros(256, 16, 32, 32)
+    x[..., 1:] = torch.rand(256, 16, 32, 31, generator=torch.Generator().manual_seed(3)) * 4
+    assert 3.5 < best_threshold(x, 15) < 4.5
+
+
 def mse(x: torch.Tensor, threshold: float, steps: int) -> float:
     y = ((x / threshold).clamp(0, 1) * steps).round() / steps * threshold
     return (y - x).square().mean().item()

@@ -116,7 +116,6 @@ def profiled(args: argparse.Namespace) -> Iterator[None]:
     if not args.prof:
         yield
         return
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own remarks are no concern of the user's
     with torch.profiler.profile() as profiler:
         yield
     key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -132,8 +131,11 @@ def run(main: Callable[[], object]) -> None:
     except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         sys.exit(_report(f"{error.strerror}: {error.filename}; choose another path or change its permissions"))
     except KeyboardInterrupt:
-        print("interrupted: --resume goes on from the last finished epoch", file=sys.stderr)
+        print("interrupted; a training or fine-tuning run goes on with --resume", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _report(error: object) -> int:
