@@ -17,13 +17,13 @@ import torch
 
 import models
 from models import Network
-from quant import calibrate_, quantize_, requantize_
+from quant import FLOAT_BITS, calibrate_, quantize_, requantize_
 from utils import cli, script
 from utils.checkpoint import LAST, load_network, network_state, read_checkpoint, restore_network
 from utils.cifar import TensorLoader, load_images
 from utils.engine import evaluate, learning_rate, sgd, train_epoch
 from utils.errors import UserError
-from utils.rundir import RunDirectory, log_line, plain
+from utils.rundir import RunDirectory, log_line, plain, refuse_occupied
 
 CALIBRATION_IMAGES = 1024
 CHECK_IMAGES = 2000  # training images on which a fit is checked
@@ -38,7 +38,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=0.1, help="initial value (default: 0.1)")
     add("--lr-schedule", choices=("step", "cosine"), default="step",
         help="step: x0.1 at 1/2 and 3/4 of the run; cosine: to 0 (default: step)")
-    add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=5e-4, help="of SGD (default: 5e-4)")
     add("--weight-bit", type=cli.bits, help="bits of the hidden weights where they are to differ from the recipe")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
@@ -47,9 +46,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     start.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FILE",
                        help="go on with an interrupted run: its directory's last checkpoint, or FILE")
     add("--init-bit", type=cli.bits, help="bits of a published quantized --init file (default: --bit)")
-    add("--overwrite", action="store_true", help="delete the run that is in the directory")
+    cli.add_training_flags(parser)
     args = cli.resolve(parser.parse_args(argv))
     args.epochs = 1 if args.test else args.epochs
+    if args.bit == FLOAT_BITS and args.weight_bit not in (None, FLOAT_BITS):
+        raise UserError(f"--weight-bit {args.weight_bit}: quantized weights need quantized activations, --bit 2 to 8")
     if (args.start_epoch or 0) >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch}: nothing is left of --epochs {args.epochs}, counted from 0")
     args.overwrite = args.overwrite or args.test
@@ -89,18 +90,31 @@ def fit(network: Network, args: argparse.Namespace, train_batches: TensorLoader,
     print(f"fitted to {len(images)} training images: accuracy on {after.count} training images {before:.2f} -> {after.top1:.2f} %")
 
 
+def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Return the contents of the checkpoint that --resume names; empty without it."""
+    if args.resume is None:
+        return {}
+    file = path / LAST if args.resume == Path() else args.resume
+    state = read_checkpoint(file)
+    if file.parent.resolve() != path.resolve() or not {"optimizer", "rng", "args"} <= state.keys():
+        raise UserError(f"--resume {file}: this is no checkpoint of the run in {path}; a new run starts from it with --init {file}")
+    if args.weight_bit not in (None, state["weight_bit"]):
+        raise UserError(f"--weight-bit {args.weight_bit}: the run in {path} has {state['weight_bit'] or 'that of the recipe'}")
+    return state
+
+
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Train for the epochs that are left, saving each; return best and last line of the log and the directory."""
     path = script.run_path(args)
-    resumed = path / LAST if args.resume == Path() else args.resume
-    state = read_checkpoint(resumed) if resumed else {}
+    state = resumed_state(args, path)
+    refuse_occupied(path, bool(state), args.overwrite)
     train_set, test_set = (load_images(args.dataset, args.data, train=split) for split in (True, False))
-    train_batches = TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device)
-    test_batches = TensorLoader(test_set, args.batch_size, augment=False, device=device)
+    train_batches = script.loader(args, train_set, device, augment=True)
+    test_batches = script.loader(args, test_set, device)
     if state:
-        network = script.place(restore_network(state, resumed, args.arch, args.bit, args.dataset), args, device)
+        network = script.place(restore_network(state, path / LAST, args.arch, args.bit, args.dataset), args, device)
     else:
-        check = TensorLoader(train_set, args.batch_size, augment=False, device=device, limit=CHECK_IMAGES)
+        check = script.loader(args, train_set, device, limit=CHECK_IMAGES)
         network = initial_network(args, train_batches, check, device)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
@@ -146,7 +160,9 @@ def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 def test(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Evaluate a network on the test set and print its scores."""
     network = script.place(script.load_usable(args), args, device)
-    batches = TensorLoader(load_images(args.dataset, args.data, train=False), args.batch_size, augment=False, device=device)
+    if args.weight_bit not in (None, network.weight_bit):
+        raise UserError(f"--weight-bit {args.weight_bit}: the network has {network.weight_bit or 'that of the recipe'}")
+    batches = script.loader(args, load_images(args.dataset, args.data, train=False), device)
     scores = evaluate(network, batches, args.amp, args.limit)
     print(f"{args.arch}, {args.bit} bits, {args.dataset}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, "
           f"loss {scores.loss:.4f} on {scores.count} test images")

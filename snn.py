@@ -52,7 +52,7 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
     print(f"quantized ANN          {ann_top1:6.2f} %")
     print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
     print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
-    if result["finetune"]:
+    if "after" in (result["finetune"] or {}):
         line = "fine-tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
         print(line.format(**result["finetune"]))
     print(layer_table(result["layers"]))
@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     snn = script.spiking(args, ann)
     if args.calibrate:
         train_set = load_images(args.dataset, args.data, train=True)
-        script.calibrate(args, snn, ann, TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device))
+        script.calibrate(args, snn, ann, script.loader(args, train_set, device, augment=True))
     images = load_images(args.dataset, args.data, train=not args.evaluate)
-    batches = TensorLoader(images, args.batch_size, augment=False, device=device, limit=None if args.evaluate else CHECK_IMAGES)
+    batches = script.loader(args, images, device, limit=None if args.evaluate else CHECK_IMAGES)
     with script.profiled(args):
         result = compare(ann, snn, batches, args)
     result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}

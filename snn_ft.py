@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from utils import cli, script
 from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
 from utils.cifar import TensorLoader, load_images
 from utils.engine import autocast, evaluate, learning_rate, progress_bar, sgd, train_epoch
-from utils.rundir import RunDirectory, plain
+from utils.errors import UserError
+from utils.rundir import RunDirectory, plain, refuse_occupied
 
 GIGABYTE = 2**30
 
@@ -36,7 +38,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-n", "--num_epochs", type=count(1, "number of epochs"), default=1, help="epochs, layerwise: per unit (default: 1)")
     add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"),
         help="of SGD; global: falls to 0 as a cosine (default: layerwise 1e-3, global 3e-4)")
-    add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"),
         help="of SGD (default: 5e-4 for alex and vgg11, else 1e-4)")
     add("--calib", type=count(0, "number of images"), help="training images per epoch; 0: all (default: layerwise 10000, global 0)")
@@ -48,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="layerwise: GB for the spikes in front of the unit; what does not fit goes --online (default: 8)")
     add("--teacher", action="store_true", help="global: learn the ANN's probabilities instead of the labels")
     add("--resume", action="store_true", help="go on after the last finished unit or epoch")
-    add("--overwrite", action="store_true", help="delete the run that is in the directory")
+    cli.add_training_flags(parser)
     return defaults(cli.resolve(parser.parse_args(argv)))
 
 
@@ -67,15 +68,15 @@ def defaults(args: argparse.Namespace) -> argparse.Namespace:
 
 @dataclass
 class Session:
-    """What both methods work on: target, network, batches, the log so far, `save(optimizer)`, the optimizer's old state."""
+    """What both methods work on: target, network, batches, the log so far, the state of a global optimizer, `save()`."""
 
     ann: Network
     snn: Network
     batches: TensorLoader
     check: TensorLoader
     history: list[dict[str, Any]]
-    save: Callable[..., None]
     optimizer_state: dict[str, Any] | None
+    save: Callable[..., None]
 
 
 def layerwise(args: argparse.Namespace, session: Session) -> None:
@@ -96,7 +97,7 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
 
     config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online)
     first = session.history[-1]["unit"] + 1 if session.history else 1
-    with autocast(session.batches.labels.device, args.amp):
+    with autocast(session.batches.labels.device, args.amp, cache=False):
         finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar)
 
 
@@ -121,7 +122,8 @@ def globally(args: argparse.Namespace, session: Session) -> None:
         seconds = round(time.monotonic() - began, 1)
         session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
                                 "check_top1": checked.top1, "seconds": seconds})
-        session.save(optimizer)
+        session.optimizer_state = optimizer.state_dict()
+        session.save()
         print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, accuracy on {checked.count} training images "
               f"{checked.top1:.2f} %, {seconds:.0f} s", flush=True)
 
@@ -129,7 +131,8 @@ def globally(args: argparse.Namespace, session: Session) -> None:
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
     path = script.run_path(args, "_ft" + "_global" * (args.method == "global") + "_unsigned" * args.unsigned)
-    state = read_checkpoint(path / LAST) if args.resume else {}
+    state = resumed_state(args, path)
+    refuse_occupied(path, args.resume, args.overwrite)
     ann = script.place(script.load_quantized(args), args, device)
     tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else ann
     snn = script.spiking(args, tuned)
@@ -149,11 +152,12 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         summary["calibrated"] = score(snn, "calibrated SNN")
         print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
 
-    def save(optimizer: torch.optim.Optimizer | None = None, is_best: bool = False) -> None:
-        contents = network_state(snn) | {"finetune": summary, "args": plain(args)}
-        run.save(contents | ({"optimizer": optimizer.state_dict()} if optimizer else {}), history, is_best)
 
-    session = Session(ann, snn, batches, check, history, save, state.get("optimizer"))
+    def save(is_best: bool = False) -> None:
+        contents = network_state(snn) | {"finetune": summary, "args": plain(args), "optimizer": session.optimizer_state}
+        run.save(contents, history, is_best)
+
+    session = Session(ann, snn, batches, check, history, state.get("optimizer"), save)
     {"layerwise": layerwise, "global": globally}[args.method](args, session)
     summary["after"] = score(snn, "SNN")
     save(is_best=True)
@@ -162,12 +166,26 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return summary | {"directory": path, "latency": latency(snn)}
 
 
+def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Return the contents of the run's last checkpoint with --resume, and take over its --init; empty without --resume."""
+    if not args.resume:
+        return {}
+    state = read_checkpoint(path / LAST)
+    if "finetune" not in state:
+        raise UserError(f"--resume: {path / LAST} is no checkpoint of a fine-tuning run")
+    if args.delay != state["finetune"]["delay"]:
+        raise UserError(f"--delay {args.delay}: the run in {path} has delay {state['finetune']['delay']}")
+    if args.init is None and state["args"]["init"] is not None:
+        args.init = Path(state["args"]["init"])
+    script.report_changes(args, state["args"])
+    return state
+
+
 def loaders(args: argparse.Namespace, device: torch.device) -> tuple[TensorLoader, TensorLoader, TensorLoader]:
     """Return the augmented training batches, the check batches (training images as they are) and the test batches."""
     train_set, test_set = (load_images(args.dataset, args.data, train=split) for split in (True, False))
-    return (TensorLoader(train_set, args.batch_size, augment=True, seed=args.seed, device=device, limit=args.calib or None),
-            TensorLoader(train_set, args.batch_size, augment=False, device=device, limit=args.check_images),
-            TensorLoader(test_set, args.batch_size, augment=False, device=device))
+    return (script.loader(args, train_set, device, augment=True, limit=args.calib or None),
+            script.loader(args, train_set, device, limit=args.check_images), script.loader(args, test_set, device))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

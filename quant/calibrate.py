@@ -14,6 +14,15 @@ CANDIDATES = 48
 SAMPLES = 2**17
 
 
+def _sample(x: Tensor) -> Tensor:
+    """Return up to 2^17 values of x, drawn with a fixed seed: a stride that divides the row length would see one column."""
+    x = x.flatten()
+    if x.numel() <= SAMPLES:
+        return x
+    generator = torch.Generator(x.device).manual_seed(0)
+    return x[torch.randint(x.numel(), (SAMPLES,), generator=generator, device=x.device)]
+
+
 def best_threshold(x: Tensor, steps: int) -> float:
     """Return the θ that minimises Σ (max(x, 0) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
 
@@ -21,12 +30,7 @@ def best_threshold(x: Tensor, steps: int) -> float:
         x: pre-activations of any shape; 2^17 of them, drawn with a fixed seed, are looked at if there are more.
         steps: T = 2^b - 1.
     """
-    x = x.flatten()
-    if x.numel() > SAMPLES:
-        # Drawn, not strided: a stride that divides the row length would see one column of the images.
-        generator = torch.Generator(x.device).manual_seed(0)
-        x = x[torch.randint(x.numel(), (SAMPLES,), generator=generator, device=x.device)]
-    x = x.clamp(min=0)
+    x = _sample(x).clamp(min=0)
     top = x.max()
     if not top > 0:
         return 1.0
@@ -38,7 +42,7 @@ def best_threshold(x: Tensor, steps: int) -> float:
 def best_clip(weight: Tensor, quantizer: APoTWeight) -> float:
     """Return the α that minimises Σ (z - Wq(z; α))² over 0.5, 0.55, ..., 4 standard deviations."""
     std, mean = torch.std_mean(weight)
-    z = ((weight - mean) / std).abs()
+    z = ((_sample(weight) - mean) / std).abs()
     levels = quantizer.levels(weight.dtype)
     grid = torch.arange(10, 81, device=weight.device, dtype=weight.dtype) / 20
     errors = torch.stack([(clip * nearest_level((z / clip).clamp(max=1), levels) - z).square().mean() for clip in grid])
@@ -46,7 +50,7 @@ def best_clip(weight: Tensor, quantizer: APoTWeight) -> float:
 
 
 @torch.no_grad()
-def calibrate_(network: Network, images: Tensor, clips: bool = True) -> Network:
+def calibrate_(network: Network, images: Tensor) -> Network:
     """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
@@ -56,7 +60,6 @@ def calibrate_(network: Network, images: Tensor, clips: bool = True) -> Network:
     Args:
         network: a quantized network (of a float one only the BN statistics are re-estimated).
         images: [N, 3, H, W], training images; about a thousand are enough.
-        clips: fit weight clips and thresholds too, not only the BN statistics.
     """
     was_training = network.training
     network.eval()
@@ -66,7 +69,7 @@ def calibrate_(network: Network, images: Tensor, clips: bool = True) -> Network:
         for norm in norms:
             norm.train()
             norm.momentum = 1.0  # running statistics = this batch's
-        for module in network.modules() if clips else ():
+        for module in network.modules():
             if isinstance(module, QuantReLU):
                 hook = module.register_forward_pre_hook(_fit_threshold_)
                 stack.callback(hook.remove)

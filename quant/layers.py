@@ -120,6 +120,8 @@ class QuantReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values in {0, θ/T, ..., θ}, of the shape of x."""
+        if x.dtype in (torch.float16, torch.bfloat16):  # under autocast: half precision would move values across a step
+            return quantize_activation(x.float(), self.threshold, self.time_steps).to(x.dtype)
         return quantize_activation(x, self.threshold, self.time_steps)
 
     def extra_repr(self) -> str:

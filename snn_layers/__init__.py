@@ -1,6 +1,6 @@
 """Spiking networks: the neuron, conversion, layer-wise fine-tuning, analysis."""
 
-from .analysis import LayerMonitor, LayerStatistics, layer_statistics, layer_table
+from .analysis import LayerMonitor, LayerStatistics, layer_table
 from .calibrate import calibrate_rates_
 from .convert import NEURONS, latency, to_spiking
 from .finetune import FinetuneConfig, TunedUnit, finetune, own_parameters_
@@ -10,5 +10,5 @@ from .rate import RateNetwork, rate_logits
 from .states import state_bytes
 
 __all__ = ["NEURONS", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "RateNetwork", "TunedUnit",
-           "calibrate_rates_", "finetune", "integrate_and_fire", "latency", "layer_statistics", "layer_table", "own_parameters_",
+           "calibrate_rates_", "finetune", "integrate_and_fire", "latency", "layer_table", "own_parameters_",
            "rate_logits", "state_bytes", "to_spiking"]

@@ -1,6 +1,5 @@
 """What a spiking network does, layer by layer, beside its quantized ANN."""
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -65,19 +64,9 @@ class LayerMonitor:
         rows = []
         for name, sums in self.sums.items():
             spikes, negative, error, count = sums.tolist()
-            rate, share = spikes / max(count, 1), negative / max(spikes, 1)
+            rate, share = spikes / max(count, 1), max(negative, 0) / max(spikes, 1)
             rows.append(LayerStatistics(name, self.thresholds[name], rate, share, error / max(count, 1)))
         return rows
-
-
-@torch.no_grad()
-def layer_statistics(ann: Network, snn: Network, batches: Iterable[Tensor]) -> list[LayerStatistics]:
-    """Return the layer statistics over batches of images [B, 3, H, W]."""
-    with LayerMonitor(ann, snn) as monitor:
-        for images in batches:
-            ann(images)
-            snn(images)
-    return monitor.statistics()
 
 
 def layer_table(statistics: list[LayerStatistics]) -> str:

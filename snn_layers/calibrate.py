@@ -7,6 +7,9 @@ from models import Network, State, Unit, mean_over_time
 from quant import quantized_once
 
 from .finetune import own_parameters_
+from .states import Packed, advance, unpacked
+
+CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory
 
 
 @torch.no_grad()
@@ -26,13 +29,17 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
     networks calibration", ICML 2021, section 4.1; the rates are those of the neurons here.
     """
     own_parameters_(snn)
-    spikes = activations = State(images)
+    sites, ann_sites = snn.sites(), ann.sites()
+    spikes: list[State | Packed] = [State(chunk) for chunk in images.split(CHUNK)]
+    activations = list(spikes)
     with quantized_once(snn), quantized_once(ann):
-        for index, (site, ann_site) in enumerate(zip(snn.sites(), ann.sites(), strict=True)):
-            activations = ann_site(activations)
-            if isinstance(site.module, Unit) and index > 0:
-                for _ in range(rounds):
-                    error = activations.x - mean_over_time(site(spikes).x, snn.time_steps)
-                    site.module.bn.bias += error.transpose(0, 1).flatten(1).mean(1)
-            spikes = site(spikes)
+        for index, site in enumerate(sites):
+            activations = [advance(state, ann_sites, index, index + 1, snn.time_steps) for state in activations]
+            for _ in range(rounds if isinstance(site.module, Unit) and index > 0 else 0):
+                shift = torch.zeros_like(site.module.bn.bias)
+                for before, target in zip(spikes, activations, strict=True):
+                    error = unpacked(target).x - mean_over_time(site(unpacked(before)).x, snn.time_steps)
+                    shift += error.transpose(0, 1).flatten(1).mean(1) * len(error) / len(images)
+                site.module.bn.bias += shift
+            spikes = [advance(state, sites, index, index + 1, 1) for state in spikes]
     return snn

@@ -122,7 +122,7 @@ class _Tuner:
                 best, kept, kept_epochs = accuracy, _snapshot(unit, optimizer), epoch + 1
             else:
                 unit.load_state_dict(kept[0])
-                optimizer.load_state_dict(kept[1])
+                optimizer.load_state_dict(deepcopy(kept[1]))  # it would go on in the snapshot's momentum
         self.accuracy = best
         return TunedUnit(site.name, before, best, kept_epochs, tuple(losses))
 

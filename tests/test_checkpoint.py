@@ -69,6 +69,13 @@ def test_damaged_files_are_named(path, tmp_path):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("contents", [{"state_dict": torch.zeros(1)}, {"format": 1}, {1: torch.zeros(1)}, {}, {"state_dict": None}])
+def test_foreign_contents_are_named(tmp_path, contents):
+    torch.save(contents, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match=r"foreign\.pth"):
+        load_network(tmp_path / "foreign.pth", "resnet20", 3)
+
+
 def test_nothing_in_a_file_is_executed(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -153,6 +160,11 @@ def test_apot_quantized_networks_serve_as_a_start_for_training(find):
     assert thresholds[-1] == 6  # theirs belong to the convs that read, and the last activation feeds no conv
     assert len(set(thresholds[:-1])) == 18
     calibrate_(network, torch.randn(8, 3, 32, 32))
+
+
+def test_an_apot_file_for_a_plain_network_names_what_is_missing(find):
+    with pytest.raises(UserError, match="lacks layer1"):
+        load_network(find("checkpoints/apot_resnet20_float.pth.tar"), "alex", 32)
 
 
 def test_the_published_float_network_scores_9296_on_the_test_set(find):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from utils.cifar import ImageSet, TensorLoader, load_images
 from utils.errors import UserError
@@ -54,6 +55,9 @@ def test_truncated_missing_and_foreign_files_are_errors(tmp_path):
 def test_digits_split_is_fixed_and_disjoint():
     train, test = load_images("digits", "nowhere", True), load_images("digits", "nowhere", False)
     assert (len(train), len(test)) == (1437, 360)
+    digits = load_digits()
+    assert torch.equal(test.labels, torch.from_numpy(digits.target[::5]))
+    assert torch.equal(train.labels, torch.from_numpy(np.delete(digits.target, np.s_[::5])))
     assert train.images.shape == (1437, 3, 32, 32)
     assert train.images.dtype == torch.uint8
     assert set(test.labels.tolist()) == set(range(10))
@@ -98,14 +102,39 @@ def test_seeds_repeat_bit_for_bit(images):
 
 
 def test_digits_are_never_mirrored():
-    loader = TensorLoader(load_images("digits", "nowhere", True), 64, augment=True)
-    assert not loader.flips
+    digits = load_images("digits", "nowhere", True)
+    loader = TensorLoader(digits, 64, augment=True)
+    padded = torch.nn.functional.pad(digits.images[:20], (4, 4, 4, 4))
+    crops = loader.crops(torch.arange(20), torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
+    for crop, image in zip(crops, padded, strict=True):
+        assert any(torch.equal(crop, image[:, t:t + 32, left:left + 32]) for t in range(9) for left in range(9))
 
 
 def test_limit_takes_a_fixed_spread_of_images(images):
     loader = TensorLoader(images, 16, augment=False, limit=5)
     assert torch.cat([labels for _, labels in loader]).tolist() == [0, 2, 4, 6, 9]
     assert len(loader.first(3)) == 3
+
+
+def test_no_training_batch_is_a_single_image(images):
+    for size, batches in ((7, 7), (49, 1), (50, 1), (16, 4), (1, 50)):
+        loader = TensorLoader(images, size, augment=True)
+        lengths = [len(labels) for _, labels in loader]
+        assert (len(lengths), len(loader), sum(lengths)) == (batches, batches, 50)
+        assert min(lengths) > 1 or size == 1
+    assert [len(labels) for _, labels in TensorLoader(images, 49, augment=False)] == [49, 1]
+
+
+def test_memory_format_is_what_was_asked_for(images):
+    for channels_last, expected in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        batch, _ = next(iter(TensorLoader(images, 16, augment=True, channels_last=channels_last)))
+        assert batch.is_contiguous(memory_format=expected)
+
+
+def test_files_that_lack_images_are_noted(tmp_path, capsys):
+    write_binary(tmp_path / "cifar-10-batches-bin" / "test_batch.bin", np.array([1, 2]))
+    load_images("cifar10", tmp_path, train=False)
+    assert f"note: {tmp_path} has 2 of the 10000 test images" in capsys.readouterr().err
 
 
 def test_the_set_is_left_as_it_was(images):

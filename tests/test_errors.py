@@ -32,6 +32,8 @@ def place(tmp_path_factory) -> Path:
         (root / "short" / "cifar-10-batches-bin" / name).write_bytes(bytes(3073 * 2 - 5))
     (root / "locked").mkdir(mode=0o500)
     (root / "file").write_text("in the way")
+    (root / "resnet20_3bit_ft").mkdir()
+    save_checkpoint(root / "resnet20_3bit_ft" / "checkpoint.pth.tar", network_state(network))
     return root
 
 
@@ -59,6 +61,9 @@ MISTAKES = {
     "locked directory": ("main.py -a resnet20 --dataset digits --result {}/locked/result", "choose|name another"),
     "file in the way": ("main.py -a resnet20 --dataset digits --result {}/file", "name another --result"),
     "a directory for a file": ("snn.py -a resnet20 --bit 3 --init {}/empty", "is a directory"),
+    "weights without activations": ("main.py --bit 32 --weight-bit 4", "quantized weights need quantized activations"),
+    "resume something else": ("main.py -a resnet20 --bit 3 --dataset digits --resume {}/good.pth.tar", "no checkpoint of the run"),
+    "resume no tuning": ("snn_ft.py -a resnet20 --bit 3 --dataset digits --resume --result {}", "of a fine-tuning run"),
     "start past the end": ("main.py --start-epoch 5 --epochs 5", "nothing is left"),
 }
 

@@ -7,7 +7,7 @@ import torch
 
 from models import State
 from snn_layers import FinetuneConfig, finetune, state_bytes, to_spiking
-from snn_layers.finetune import unit_loss
+from snn_layers.finetune import _Tuner, unit_loss
 from snn_layers.states import advance, run, unpacked
 
 
@@ -53,6 +53,22 @@ def test_what_does_not_raise_the_accuracy_is_taken_back(quantized, batches):
     results = finetune(snn, quantized, batches, hopeless, FinetuneConfig(epochs=2, lr=0.1))
     assert [result.kept_epochs for result in results] == [0] * 18
     assert changed(snn, before) == set()
+
+
+def test_a_revert_restores_the_momentum_too(quantized, batches, monkeypatch):
+    """Kept, rejected, rejected: both rejected epochs must have started from the same optimizer state."""
+    accuracies, loaded = iter([0.0, 2.0, 1.0, 1.0]), []
+    monkeypatch.setattr(_Tuner, "_accuracy", lambda *_: next(accuracies))
+    load = torch.optim.SGD.load_state_dict
+
+    def record(self, state):
+        loaded.append([entry["momentum_buffer"].clone() for entry in state["state"].values()])
+        load(self, state)
+
+    monkeypatch.setattr(torch.optim.SGD, "load_state_dict", record)
+    results = finetune(to_spiking(quantized), quantized, batches, batches, FinetuneConfig(epochs=3, lr=0.1), first=18)
+    assert results[0].kept_epochs == 1
+    assert all(torch.equal(a, b) for a, b in zip(*loaded, strict=True))
 
 
 def test_each_epoch_is_run(quantized, batches):

@@ -96,6 +96,30 @@ def test_a_diverged_run_stops_with_the_remedy():
         train_epoch(network, batches(), sgd(network, 0.1, 0, 0), lambda _: 0.1)
 
 
+def test_a_diverged_quantized_network_is_a_users_error():
+    network = quantize_(build("resnet20"), 3)
+    network.head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"batch 0 of train\): lower --lr"):
+        train_epoch(network, [(torch.randn(2, 3, 32, 32), torch.arange(2))], sgd(network, 0.1, 0, 0), lambda _: 0.1)
+
+
+def test_a_single_image_for_bn_is_a_users_error():
+    network = build("alex")
+    with pytest.raises(UserError, match="raise --batch-size"):
+        train_epoch(network, [(torch.randn(1, 3, 32, 32), torch.arange(1))], sgd(network, 0.1, 0, 0), lambda _: 0.1)
+
+
+def test_a_teacher_replaces_the_labels():
+    torch.manual_seed(0)
+    teacher, network = nn.Linear(4, 3), nn.Linear(4, 3)
+    data = [(torch.randn(32, 4), torch.zeros(32).long()) for _ in range(4)]
+    optimizer = sgd(network, 0.5, 0.9, 0)
+    for _ in range(60):
+        train_epoch(network, data, optimizer, lambda _: 0.5, teacher=teacher)
+    images = data[0][0]
+    torch.testing.assert_close(network(images).softmax(1), teacher(images).softmax(1), rtol=0.05, atol=0.02)
+
+
 def test_limit_stops_early_and_evaluation_restores_the_mode():
     network = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train()
     assert evaluate(network, batches(5), limit=2).count == 16

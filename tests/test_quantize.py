@@ -1,7 +1,5 @@
 """The first swap, quantize_, and the fit that follows it."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -165,7 +163,12 @@ def test_weights_are_quantized_once_inside_and_anew_outside(quantized):
     assert not torch.equal(quantized(IMAGES), outside)
 
 
-def test_a_deep_copy_is_independent(quantized):
-    twin = copy.deepcopy(quantized)
-    twin.head.weight.data.zero_()
-    assert quantized.head.weight.any()
+def test_half_precision_is_quantized_in_float(quantized):
+    """In bfloat16, x / θ · T alone would move values across a step."""
+    relu = QuantReLU(4, 1.3)
+    x = torch.rand(1000, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    y = relu(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, relu(x.detach().float()).bfloat16())
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.bfloat16

@@ -125,7 +125,7 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
 
 
 def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
-    tuned = snn_ft.main([*flags(result), "-n", "1", "--lr", "0.1", "--force", "--check-images", "100"])
+    tuned = snn_ft.main([*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "100", "--calib", "256"])
     path = result / "resnet20_2bit_ft"
     assert tuned["directory"] == path
     before, after = (read_checkpoint(p)["state_dict"] for p in (result / "resnet20_2bit" / "model_best.pth.tar",
@@ -136,7 +136,7 @@ def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
     assert f"fine-tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     assert [line["unit"] for line in lines] == list(range(1, 19))
-    assert all(len(line["losses"]) == 1 for line in lines)
+    assert all(len(line["losses"]) == line["kept_epochs"] == 2 for line in lines)
 
 
 def test_interrupted_finetuning_resumes_with_the_next_unit(result, tmp_path):
@@ -154,7 +154,10 @@ def test_interrupted_finetuning_resumes_with_the_next_unit(result, tmp_path):
         patch.setattr(snn_ft.RunDirectory, "save", save)
         with pytest.raises(KeyboardInterrupt):
             snn_ft.main([*run, "--result", str(tmp_path / "broken")])
-    resumed = snn_ft.main([*run, "--resume", "--result", str(tmp_path / "broken")])
+    without_init = run[: run.index("--init")]
+    with pytest.raises(main.UserError, match="has delay 0"):
+        snn_ft.main([*without_init, "--delay", "1", "--resume", "--result", str(tmp_path / "broken")])
+    resumed = snn_ft.main([*without_init, "--resume", "--result", str(tmp_path / "broken")])
     assert resumed["directory"].name == "resnet20_2bit_ft_unsigned"
     assert {**resumed, "directory": None} == {**whole, "directory": None}
     states = [read_checkpoint(r["directory"] / "model_best.pth.tar")["state_dict"] for r in (whole, resumed)]
@@ -182,15 +185,14 @@ snn_ft.py --arch alex --bit 3 -id 2  -n 8 --init result/alex_3bit/model_best.pth
 """
 
 
-@pytest.mark.parametrize("line", PUBLISHED.strip().splitlines())
-def test_published_command_lines_run_as_they_stand(line, tmp_path_factory, capsys):
-    """As published, with -t (a smoke test, which writes to directories of its own), small batches and digits."""
-    root = tmp_path_factory.getbasetemp() / "published"
-    name, *arguments = line.replace("result/", f"{root}/").replace("bit/", "bit_test/").split()
-    script = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[name]
-    script.main([*arguments, "-t", "-b", "8", "--dataset", "digits", "--result", str(root)])
-    if not torch.cuda.is_available():
-        assert capsys.readouterr().err.count("no GPU here: -id 2 is ignored, the CPU is used") == 1
+def test_published_command_lines_run_as_they_stand(tmp_path, capsys):
+    """As published, in order, with -t (a smoke test, which writes to directories of its own), small batches and digits."""
+    for line in PUBLISHED.strip().splitlines():
+        name, *arguments = line.replace("result/", f"{tmp_path}/").replace("bit/", "bit_test/").split()
+        script = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[name]
+        script.main([*arguments, "-t", "-b", "4", "--dataset", "digits", "--result", str(tmp_path)])
+        if not torch.cuda.is_available():
+            assert capsys.readouterr().err.count("no GPU here: -id 2 is ignored, the CPU is used") == 1
 
 
 def test_checkpoints_of_other_data_sets_are_refused(result):
@@ -224,9 +226,38 @@ def test_cifar100_from_the_official_files(tmp_path):
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
 def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
-    tuned = snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", *init, *teacher])
+    run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", *init, *teacher]
+    tuned = snn_ft.main(run)
     assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_unsigned"
     lines = [json.loads(line) for line in (tuned["directory"] / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
     assert tuned["after"] > tuned["before"]
+    assert snn_ft.main([*run, "--resume"]) == tuned
+    assert "optimizer" in read_checkpoint(tuned["directory"] / "checkpoint.pth.tar")
+
+
+def test_calibration_brings_the_spiking_network_closer(result):
+    plain, calibrated = (snn.main([*flags(result), "-e", "-u", "--calibrate", count]) for count in ("0", "128"))
+    assert plain["ann"] == calibrated["ann"]
+    assert sum(row.error for row in calibrated["layers"]) < sum(row.error for row in plain["layers"])
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
+    run = [*SMALL, "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
+    (tmp_path / "real").mkdir()
+    (tmp_path / "resnet20_32bit").symlink_to(tmp_path / "real")
+    main.main(run)
+    (tmp_path / "real" / "notes.txt").write_text("mine")
+    main.main([*run, "--overwrite", "--seed", "1", "--weight-bit", "32"])
+    assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
+    assert read_checkpoint(tmp_path / "real" / "checkpoint.pth.tar")["args"]["seed"] == 1
+    with pytest.raises(main.UserError, match="choose one"):
+        main.main([*run, "--overwrite", "--resume"])
+
+
+def test_memory_format_precision_and_determinism_flags_keep_the_result(result):
+    reference = main.main([*flags(result), "-e"])["scores"]
+    for extra in (["--channels-last", "False"], ["--deterministic"], ["--amp"]):
+        scores = main.main([*flags(result), "-e", *extra])["scores"]
+        assert scores.loss == pytest.approx(reference.loss, rel=0.2 if extra == ["--amp"] else 1e-3), extra

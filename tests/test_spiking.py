@@ -5,7 +5,7 @@ import torch
 
 import models
 from quant import QuantReLU, quantize_
-from snn_layers import IFNeuron, integrate_and_fire, latency, layer_statistics, layer_table, to_spiking
+from snn_layers import IFNeuron, LayerMonitor, integrate_and_fire, latency, layer_table, to_spiking
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -87,7 +87,10 @@ def test_layer_statistics_count_spikes_and_errors(quantized):
         for name, unit in network.units():
             unit.register_forward_hook(lambda _, __, y, key=(kind, name): outputs.update({key: y.clone()}))
     images = IMAGES.float()
-    rows = layer_statistics(ann, snn, [images])
+    with LayerMonitor(ann, snn) as monitor:
+        ann(images)
+        snn(images)
+    rows = monitor.statistics()
     for row in rows:
         spikes = outputs["snn", row.name] / row.threshold
         assert row.firing_rate == pytest.approx((spikes.abs() > 0.5).float().mean().item(), rel=1e-4)

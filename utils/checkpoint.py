@@ -81,16 +81,21 @@ def load_network(path: str | Path, arch: str | None = None, bit: int | None = No
     Raises:
         UserError: damaged file, another architecture, bit-width or data set, unknown or missing keys, wrong shapes.
     """
-    contents = read_checkpoint(path)
-    try:
-        return restore_network(contents, path, arch, bit, dataset)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path}: {error}") from error
+    return restore_network(read_checkpoint(path), path, arch, bit, dataset)
 
 
 def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None = None, bit: int | None = None,
                     dataset: str | None = None) -> Network:
     """Rebuild the network in `contents`, read from `path`; see `load_network`."""
+    try:
+        return _rebuild(contents, arch, bit, dataset)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is damaged or of no known kind ({error}): copy or train it again") from error
+
+
+def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, dataset: str | None) -> Network:
     if "format" not in contents:
         state = contents.get("state_dict", contents)
         return load_published(state, arch, bit, dataset).eval()

@@ -1,5 +1,6 @@
 """CIFAR-10, CIFAR-100 and digits as uint8 tensors, and a loader that augments whole batches on the device."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ def load_images(dataset: str, root: str | Path, train: bool) -> ImageSet:
     if dataset == "digits":
         return ImageSet(*read_digits(train), mean=(0.305,) * 3, std=(0.376,) * 3, flips=False)
     images, labels = read_cifar(Path(root), 10 if dataset == "cifar10" else 100, train)
+    official = 50_000 if train else 10_000
+    if len(labels) != official:
+        print(f"note: {root} has {len(labels)} of the {official} {'training' if train else 'test'} images", file=sys.stderr)
     return ImageSet(images, labels, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262), flips=True)
 
 
@@ -117,11 +121,13 @@ class TensorLoader:
         augment: crop, flip and shuffle; without it, images come in their stored order.
         seed: of order and augmentation.
         limit: use only that many images (a fixed, evenly spaced subset).
+        channels_last: memory format of the batches.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, augment: bool, seed: int = 0,
-                 device: torch.device | str = "cpu", limit: int | None = None):
+                 device: torch.device | str = "cpu", limit: int | None = None, channels_last: bool = True):
         self.batch_size, self.augment, self.seed, self.epoch = batch_size, augment, seed, 0
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.flips = images.flips
         kept = torch.arange(len(images))
         if limit is not None and limit < len(images):
@@ -135,7 +141,8 @@ class TensorLoader:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.labels) // self.batch_size)
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return full + (rest > (1 if self.augment and full else 0))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and augmentation of the next pass."""
@@ -155,10 +162,13 @@ class TensorLoader:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         count = len(self.labels)
         order = torch.randperm(count, generator=generator) if self.augment else torch.arange(count)
-        for indices in order.split(self.batch_size):
+        batches = list(order.split(self.batch_size))
+        if self.augment and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]  # BN cannot train on a single image
+        for indices in batches:
             pixels = self.crops(indices, generator) if self.augment else self.pixels[indices]
             images = pixels.float().sub_(self.mean).mul_(self.inverse_std)
-            yield images.permute(0, 3, 1, 2), self.labels[indices]
+            yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), self.labels[indices]
 
     def crops(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Return randomly cropped and flipped images [B, 32, 32, 3] uint8."""

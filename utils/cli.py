@@ -54,7 +54,7 @@ def new_parser(description: str | None) -> Parser:
     """Return a parser with the flags of every script; `description` is the script's docstring."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-a", "--arch", default="alex", help="architecture (default: alex)")
+    add("-a", "--arch", default="alex", help=f"one of {', '.join(models.architectures('cifar10'))} (default: alex)")
     add("--bit", type=bits, default=32, help="bits of activations and weights: 2 to 8; 32 is float (default: 32)")
     add("-ct", "--cifar-type", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100 (default: 10)")
     add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
@@ -63,11 +63,10 @@ def new_parser(description: str | None) -> Parser:
     add("-b", "--batch-size", type=count(1, "batch size"), default=128, help="images per batch (default: 128)")
     add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"), help="GPU index (default: 0; CPU without a GPU)")
     add("--seed", type=count(0, "seed"), default=0, help="seed of initialisation, order and augmentation (default: 0)")
-    add("-p", "--print-freq", type=count(1, "number of batches"), default=10, help="batches between shown figures (default: 10)")
     add("--amp", action="store_true", help="bfloat16 where safe; pays on GPUs and on CPUs with bfloat16 units")
     add("--channels-last", type=boolean, default=True, metavar="BOOL", help="memory format channels_last (default: True)")
-    add("--deterministic", action="store_true", help="deterministic GPU kernels; a CPU run repeats bit for bit anyway")
-    add("-t", "--test", action="store_true", help="smoke test: 1 epoch of at most 10 batches, into a directory of its own")
+    add("--deterministic", action="store_true", help="deterministic GPU kernels where they exist; a CPU run repeats anyway")
+    add("-t", "--test", action="store_true", help="smoke test: at most 10 batches of 1 epoch, in a run directory of its own")
     add("--prof", action="store_true", help="a smoke test under the profiler; prints the costliest operators")
     return parser
 
@@ -82,6 +81,15 @@ def new_conversion_parser(description: str | None) -> Parser:
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
     return parser
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Add what main.py and snn_ft.py share."""
+    add = parser.add_argument
+    add("-p", "--print-freq", type=count(1, "number of batches"), default=10,
+        help="batches between updates of loss and learning rate in the progress bar (default: 10)")
+    add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
+    add("--overwrite", action="store_true", help="delete the run that is in the directory")
 
 
 def boolean(text: str) -> bool:

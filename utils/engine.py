@@ -35,9 +35,12 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
     return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=momentum, fused=True)
 
 
-def autocast(device: torch.device, enabled: bool) -> AbstractContextManager:
-    """Return a bfloat16 autocast context for the device; quantizers compute in float32 within it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def autocast(device: torch.device, enabled: bool, cache: bool = True) -> AbstractContextManager:
+    """Return a bfloat16 autocast context for the device; quantizers compute in float32 within it.
+
+    The cache of cast weights must be off where an optimizer steps inside the context.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
 
 def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None) -> tqdm:
@@ -67,8 +70,11 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
     for step, (images, labels) in enumerate(bar):
         for group in optimizer.param_groups:
             group["lr"] = rate(step / len(batches))
-        with autocast(device, amp):
-            logits = network(images)
+        try:
+            with autocast(device, amp):
+                logits = network(images)
+        except ValueError as error:  # no positive weight left, or a single image for BN
+            raise UserError(f"{error} (batch {step} of {name}): lower --lr, or raise --batch-size") from error
         loss = F.cross_entropy(logits.float(), labels) if teacher is None else divergence(logits, teacher, images)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -37,13 +37,14 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
         raise ValueError(f"has {classes[0]} classes, {dataset} has {models.CLASSES[dataset]}: choose a file or data set that fits")
     network = models.build(arch, dataset, classes[0])
     quantize_(network, FLOAT_BITS if bit is None else bit)
-    if "conv1.weight" in state:
+    residual = any(isinstance(module, BasicBlock) for module in network.modules())
+    if residual and "conv1.weight" in state:
         # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
         state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
         layout = apot_layout
         network.trainable_start = network.bit != FLOAT_BITS
     else:
-        layout = resnet_layout if any(isinstance(m, BasicBlock) for m in network.modules()) else plain_layout
+        layout = resnet_layout if residual else plain_layout
     names = published_names(network, dict(layout(network)))
     _check_names(state, names)
     merged = network.state_dict() | {ours: state[theirs] for ours, theirs in names.items()}

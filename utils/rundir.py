@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import torchvision
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 from .errors import UserError
 from .metrics import Scores
+
+CONFIG, LOG = "config.json", "log.jsonl"
+FILES = (LAST, BEST, CONFIG, LOG)
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -26,6 +28,15 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     part.replace(path)
+
+
+def refuse_occupied(path: Path, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if the directory holds a run and the user said neither --resume nor --overwrite, or both."""
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it: choose one")
+    if (path / LAST).exists() and not resume and not overwrite:
+        raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite deletes it, "
+                        "--result DIR puts this one elsewhere")
 
 
 class RunDirectory:
@@ -43,16 +54,14 @@ class RunDirectory:
 
     def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
         self.path = path
-        if (path / LAST).exists() and not resume:
-            if not overwrite:
-                raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite deletes it, "
-                                "--result DIR puts this one elsewhere")
-            shutil.rmtree(path)
+        refuse_occupied(path, resume, overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for name in () if resume else FILES:
+                (path / name).unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
             config = {"arguments": plain(args), "revision": revision(), "versions": versions}
-            write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+            write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or name another --result DIR") from error
 
@@ -62,7 +71,10 @@ class RunDirectory:
         if is_best:
             save_checkpoint(self.path / BEST, contents)
         save_checkpoint(self.path / LAST, contents)
-        write_text(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+        try:
+            write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / LOG}: {error.strerror}; the checkpoint is there, --resume") from error
 
 
 def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:

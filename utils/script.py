@@ -18,7 +18,7 @@ from quant import FLOAT_BITS
 from snn_layers import calibrate_rates_, to_spiking
 
 from .checkpoint import BEST, load_network
-from .cifar import TensorLoader
+from .cifar import ImageSet, TensorLoader
 from .errors import UserError
 from .rundir import plain
 
@@ -46,6 +46,8 @@ def set_up(args: argparse.Namespace) -> torch.device:
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
     return device
 
@@ -99,6 +101,12 @@ def spiking(args: argparse.Namespace, ann: Network) -> Network:
         return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def loader(args: argparse.Namespace, images: ImageSet, device: torch.device, augment: bool = False,
+           limit: int | None = None) -> TensorLoader:
+    """Return batches of a set as the flags ask for them."""
+    return TensorLoader(images, args.batch_size, augment, args.seed, device, limit, args.channels_last)
 
 
 def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: TensorLoader) -> None:
