@@ -24,7 +24,7 @@ RESULT = Path("result/demo")
 FLAGS = ["--arch", "resnet20", "--dataset", "digits", "--result", str(RESULT), "-b", "64"]
 FLOAT_TRAINING = ["--epochs", "10", "--lr", "0.05", "--lr-schedule", "cosine", "--overwrite"]
 QUANTIZED_TRAINING = ["--epochs", "5", "--lr", "0.02", "--lr-schedule", "cosine", "--overwrite"]
-TUNING = ["-n", "1", "--lr", "0.1", "--calib", "512", "--check-images", "256", "--overwrite"]
+TUNING = ["-n", "1", "--lr", "0.1", "--calib", "256", "--check-images", "128", "--overwrite"]
 
 
 def quietly(call: Any, arguments: list[str]) -> dict[str, Any]:
