@@ -19,14 +19,13 @@ import models
 from models import Network
 from quant import FLOAT_BITS, calibrate_, quantize_, requantize_
 from utils import cli, script
-from utils.checkpoint import LAST, load_network, network_state, read_checkpoint, restore_network
+from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
 from utils.cifar import TensorLoader, load_images
-from utils.engine import evaluate, learning_rate, sgd, train_epoch
+from utils.engine import epoch_rate, evaluate, sgd, train_epoch
 from utils.errors import UserError
 from utils.rundir import RunDirectory, log_line, plain, refuse_occupied
 
 CALIBRATION_IMAGES = 1024
-CHECK_IMAGES = 2000  # training images on which a fit is checked
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -62,7 +61,8 @@ def initial_network(args: argparse.Namespace, train_batches: TensorLoader, check
     if args.init is None:
         network = models.build(args.arch, args.dataset)
         return script.place(quantize_(network, args.bit, args.weight_bit), args, device)
-    network = load_network(args.init, args.arch, args.init_bit or published_bit(args), args.dataset)
+    contents = read_checkpoint(args.init)
+    network = restore_network(contents, args.init, args.arch, args.init_bit or published_bit(contents, args), args.dataset)
     fits = (network.bit, network.weight_bit) == (args.bit, args.weight_bit) and not network.trainable_start
     try:
         network = script.place(requantize_(network, args.bit, args.weight_bit), args, device)
@@ -73,9 +73,8 @@ def initial_network(args: argparse.Namespace, train_batches: TensorLoader, check
     return network
 
 
-def published_bit(args: argparse.Namespace) -> int | None:
-    """Return --bit where --init is a published quantized network, which does not say its own; else None."""
-    contents = read_checkpoint(args.init)
+def published_bit(contents: dict[str, Any], args: argparse.Namespace) -> int | None:
+    """Return --bit where `contents` are a published quantized network, which does not say its own; else None."""
     keys = contents.get("state_dict", contents)
     return args.bit if "format" not in contents and any(key.endswith("act_alpha") for key in keys) else None
 
@@ -114,7 +113,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if state:
         network = script.place(restore_network(state, path / LAST, args.arch, args.bit, args.dataset), args, device)
     else:
-        check = script.loader(args, train_set, device, limit=CHECK_IMAGES)
+        check = script.loader(args, train_set, device, limit=cli.CHECK_IMAGES)
         network = initial_network(args, train_batches, check, device)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
@@ -138,10 +137,7 @@ def train_one(epoch: int, args: argparse.Namespace, network: Network, optimizer:
               train_batches: TensorLoader, test_batches: TensorLoader) -> dict[str, Any]:
     """Train for one epoch, evaluate on the test set, print both; return the line of the log."""
     began = time.monotonic()
-
-    def rate(part: float) -> float:
-        return args.lr * learning_rate(args.lr_schedule, (epoch + part) / args.epochs)
-
+    rate = epoch_rate(args.lr, args.lr_schedule, epoch, args.epochs)
     train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{args.epochs}"
     trained = train_epoch(network, train_batches, optimizer, rate, args.amp, args.print_freq, args.limit, name)

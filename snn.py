@@ -22,13 +22,12 @@ from utils.cifar import TensorLoader, load_images
 from utils.engine import autocast, progress_bar
 from utils.metrics import Meter
 
-CHECK_IMAGES = 2000
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.new_conversion_parser(__doc__)
-    parser.add_argument("-e", "--evaluate", action="store_true", help=f"use the test set (default: {CHECK_IMAGES} training images)")
+    parser.add_argument("-e", "--evaluate", action="store_true",
+                        help=f"use the test set (default: {cli.CHECK_IMAGES} training images)")
     return cli.resolve(parser.parse_args(argv))
 
 
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         train_set = load_images(args.dataset, args.data, train=True)
         script.calibrate(args, snn, ann, script.loader(args, train_set, device, augment=True))
     images = load_images(args.dataset, args.data, train=not args.evaluate)
-    batches = script.loader(args, images, device, limit=None if args.evaluate else CHECK_IMAGES)
+    batches = script.loader(args, images, device, limit=None if args.evaluate else cli.CHECK_IMAGES)
     with script.profiled(args):
         result = compare(ann, snn, batches, args)
     result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}

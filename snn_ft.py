@@ -22,7 +22,7 @@ from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, finetune, latency
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
 from utils.cifar import TensorLoader, load_images
-from utils.engine import autocast, evaluate, learning_rate, progress_bar, sgd, train_epoch
+from utils.engine import autocast, epoch_rate, evaluate, progress_bar, sgd, train_epoch
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied
 
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"),
         help="of SGD (default: 5e-4 for alex and vgg11, else 1e-4)")
     add("--calib", type=count(0, "number of images"), help="training images per epoch; 0: all (default: layerwise 10000, global 0)")
-    add("--check-images", type=count(1, "number of images"), default=2_000,
+    add("--check-images", type=count(1, "number of images"), default=cli.CHECK_IMAGES,
         help="training images, not augmented, on which accuracy is measured meanwhile (default: 2000)")
     add("--force", action="store_true", help="layerwise: keep each epoch's state, also where the accuracy did not rise")
     add("--online", action="store_true", help="layerwise: fresh augmentation in each epoch, the network run up to the unit")
@@ -110,10 +110,7 @@ def globally(args: argparse.Namespace, session: Session) -> None:
         optimizer.load_state_dict(session.optimizer_state)
     for epoch in range(len(session.history), args.num_epochs):
         began = time.monotonic()
-
-        def rate(part: float, epoch: int = epoch) -> float:
-            return args.lr * learning_rate("cosine", (epoch + part) / args.num_epochs)
-
+        rate = epoch_rate(args.lr, "cosine", epoch, args.num_epochs)
         session.batches.set_epoch(epoch)
         name = f"epoch {epoch + 1}/{args.num_epochs}"
         trained = train_epoch(network, session.batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
@@ -151,7 +148,6 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         script.calibrate(args, snn, ann, batches)
         summary["calibrated"] = score(snn, "calibrated SNN")
         print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
-
 
     def save(is_best: bool = False) -> None:
         contents = network_state(snn) | {"finetune": summary, "args": plain(args), "optimizer": session.optimizer_state}

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantize_activation, quantized_once
+from quant import quantized_once
 
+from .rate import unit_rate
 from .states import Packed, advance, run, unpacked
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -190,9 +191,7 @@ def unit_loss(unit: Unit, state: State, target: Tensor, time_steps: int) -> Tens
     with torch.no_grad():
         spike_rate = mean_over_time(unit(state.x, state.residual), time_steps)
     residual = None if state.residual is None else mean_over_time(state.residual, time_steps)
-    current = unit.current(mean_over_time(state.x, time_steps), residual)
-    rate = quantize_activation(current, unit.activation.threshold.detach(), time_steps)
-    return F.mse_loss(rate + (spike_rate - rate).detach(), target)
+    return F.mse_loss(unit_rate(unit, mean_over_time(state.x, time_steps), residual, spike_rate, time_steps), target)
 
 
 def _snapshot(unit: Unit, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:

@@ -38,10 +38,18 @@ def advance_rates(site: Site, rates: State, spikes: State, time_steps: int) -> S
     """
     if not isinstance(site.module, Unit):
         return site(rates)
-    current = site.module.current(rates.x, rates.residual if site.joins else None)
-    rate = quantize_activation(current, site.module.activation.threshold.detach(), time_steps)
-    rate = rate + (mean_over_time(spikes.x, time_steps) - rate).detach()
+    rate = unit_rate(site.module, rates.x, rates.residual, mean_over_time(spikes.x, time_steps), time_steps)
     return State(rate, rates.x if site.opens_block else None)
+
+
+def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor, time_steps: int) -> Tensor:
+    """Return `spike_rate` [B, ...], ȳ, with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach().
+
+    Args:
+        x, residual: mean spike input of the unit, x̄ [B, ...]; the residual where it joins one.
+    """
+    rate = quantize_activation(unit.current(x, residual), unit.activation.threshold.detach(), time_steps)
+    return rate + (spike_rate - rate).detach()
 
 
 class RateNetwork(nn.Module):

@@ -11,6 +11,7 @@ from .errors import UserError
 
 MAX_GPUS = 16  # per node; no larger index can be meant
 SMOKE_BATCHES = 10
+CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
 
 
 class Parser(argparse.ArgumentParser):

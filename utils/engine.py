@@ -26,6 +26,11 @@ def learning_rate(schedule: str, progress: float) -> float:
     return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
 
 
+def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int) -> Callable[[float], float]:
+    """Return an epoch's learning rate as a function of its finished part in [0, 1)."""
+    return lambda part: lr * learning_rate(schedule, (epoch + part) / epochs)
+
+
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4) -> torch.optim.SGD:
     """Return SGD in which the learned clips (thresholds θ and weight clips α) have a weight decay of their own."""
     clips, weights = [], []

@@ -54,10 +54,10 @@ def set_up(args: argparse.Namespace) -> torch.device:
 
 def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
     """Say which arguments of a resumed run differ from those it was started with."""
-    for key in sorted(before.keys() & vars(args).keys() - {"resume", "init", "overwrite", "start_epoch"}):
-        now = plain(args)[key]
-        if now != before[key]:
-            print(f"resumed with --{key.replace('_', '-')} {now}; it was {before[key]}", file=sys.stderr)
+    now = plain(args)
+    for key in sorted(before.keys() & now.keys() - {"resume", "init", "overwrite", "start_epoch"}):
+        if now[key] != before[key]:
+            print(f"resumed with --{key.replace('_', '-')} {now[key]}; it was {before[key]}", file=sys.stderr)
 
 
 def run_path(args: argparse.Namespace, suffix: str = "") -> Path:
