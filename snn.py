@@ -15,7 +15,7 @@ import torch
 
 from models import Network
 from quant import quantized_once
-from snn_layers import LayerMonitor, latency, layer_table
+from snn_layers import Deployed, LayerMonitor, latency, layer_table
 from utils import cli, script
 from utils.checkpoint import read_checkpoint
 from utils.cifar import TensorLoader, load_images
@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def compare(ann: Network, snn: Network, batches: TensorLoader, args: argparse.Namespace) -> dict[str, Any]:
+def compare(ann: Network, snn: Network | Deployed, batches: TensorLoader, args: argparse.Namespace) -> dict[str, Any]:
     """Run both networks on the same batches; return their scores and the statistics of the layers."""
     meters = {"ann": Meter(batches.labels.device), "snn": Meter(batches.labels.device)}
     with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
@@ -68,8 +68,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         script.calibrate(args, snn, ann, script.loader(args, train_set, device, augment=True))
     images = load_images(args.dataset, args.data, train=not args.evaluate)
     batches = script.loader(args, images, device, limit=None if args.evaluate else cli.CHECK_IMAGES)
+    network = script.fast(args, snn, batches)
     with script.profiled(args):
-        result = compare(ann, snn, batches, args)
+        result = compare(ann, network, batches, args)
     result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
     report(args, snn, result)
     return result

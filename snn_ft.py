@@ -115,7 +115,7 @@ def globally(args: argparse.Namespace, session: Session) -> None:
         name = f"epoch {epoch + 1}/{args.num_epochs}"
         trained = train_epoch(network, session.batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
                               session.ann if args.teacher else None)
-        checked = evaluate(session.snn, session.check, args.amp)
+        checked = evaluate(script.fast(args, session.snn, session.check), session.check, args.amp)
         seconds = round(time.monotonic() - began, 1)
         session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
                                 "check_top1": checked.top1, "seconds": seconds})
@@ -137,7 +137,8 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
     def score(network: Network, name: str) -> float:
-        return evaluate(network, test_batches, args.amp, args.limit, name).top1
+        runner = network if network is ann else script.fast(args, network, test_batches)
+        return evaluate(runner, test_batches, args.amp, args.limit, name).top1
 
     kind = {"neuron": snn.neuron, "delay": snn.delay}
     summary = state.get("finetune") or kind | {"ann": score(ann, "ANN"), "before": score(snn, "SNN")}

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from models import Network, mean_over_time
 
+from .deploy import Deployed
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -28,12 +30,15 @@ class LayerStatistics:
 
 
 class LayerMonitor:
-    """Collects the statistics of every unit while an ANN and its SNN run on the same images, the ANN first."""
+    """Collects the statistics of every unit while an ANN and its SNN, deployed or not, run on the same images, the ANN first."""
 
-    def __init__(self, ann: Network, snn: Network):
+    def __init__(self, ann: Network, snn: Network | Deployed):
         self.time_steps = snn.time_steps
         self.activations: dict[str, Tensor] = {}
-        self.thresholds = {name: unit.activation.threshold.item() for name, unit in snn.units()}
+        deployed = {name: unit.neuron for name, unit in snn.units()} if isinstance(snn, Deployed) else {}
+        self.decoders = {name: neuron.decode for name, neuron in deployed.items()}
+        self.thresholds = {name: deployed[name].threshold if deployed else unit.activation.threshold.item()
+                           for name, unit in snn.units()}
         self.sums = {name: torch.zeros(4, dtype=torch.float64) for name in self.thresholds}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
@@ -52,10 +57,14 @@ class LayerMonitor:
 
     def _record_snn(self, name: str, output: Tensor) -> None:
         threshold = self.thresholds[name]
+        if name in self.decoders:
+            output = self.decoders[name](output)
         mean = mean_over_time(output, self.time_steps)
+        # A deployed network may take the ANN's batch in several parts.
+        activation, self.activations[name] = self.activations[name].tensor_split([len(mean)])
         # Every output is s·θ: Σ|s| and Σs give positive and negative spikes without a comparison.
         absolute, signed = output.abs().sum() / threshold, mean.sum() * self.time_steps / threshold
-        error = (mean - self.activations.pop(name)).abs().sum() * self.time_steps
+        error = (mean - activation).abs().sum() * self.time_steps
         sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(output.numel(), device=output.device)])
         self.sums[name] += sums.double().cpu()
 

@@ -15,7 +15,7 @@ import torch
 
 from models import Network
 from quant import FLOAT_BITS
-from snn_layers import calibrate_rates_, to_spiking
+from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
 from .checkpoint import BEST, load_network
 from .cifar import ImageSet, TensorLoader
@@ -23,6 +23,8 @@ from .errors import UserError
 from .rundir import plain
 
 PROFILE_ROWS = 15
+COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
+NOTICED = 3.0  # seconds
 
 
 def choose_device(index: int | None) -> torch.device:
@@ -116,6 +118,21 @@ def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Ten
         images = batches.first(args.calibrate)
         calibrate_rates_(snn, ann, images)
         print(f"calibrated on {len(images)} training images in {time.monotonic() - began:.1f} s")
+
+
+def fast(args: argparse.Namespace, snn: Network, batches: TensorLoader) -> Network | Deployed:
+    """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
+    if args.reference:
+        return snn
+    compiled = len(batches.labels) >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
+    network = deploy(snn, compiled=compiled)
+    if compiled:
+        began = time.monotonic()
+        network(batches.first(2 * network.fitting_chunk(batches.first(1))))
+        seconds = time.monotonic() - began
+        if seconds > NOTICED:
+            print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
+    return network
 
 
 @contextmanager

@@ -1,0 +1,91 @@
+"""The integrate-and-fire equation on accumulators, as one pass: what a deployed network runs between two convolutions."""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .functional import RETRACTION
+
+MANTISSA = 24  # significant bits of a float32
+
+
+def membrane_grid(bound: float) -> float:
+    """Return the finest power of two of whose multiples, up to `bound` and halved, float32 rounds no sum."""
+    return 2.0 ** (math.ceil(math.log2(bound)) - MANTISSA + 1)  # half a threshold lies on half of the grid
+
+
+def split(value: Tensor, grid: float) -> Tensor:
+    """Return (high, low) [2, ...] float32 of a float64 tensor: high is a multiple of `grid`, high + low = value to 2^-25 grids."""
+    high = (value / grid).round() * grid
+    return torch.stack((high, value - high)).float()
+
+
+def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Tensor, largest: float, time_steps: int) -> Tensor:
+    """Return θ, bias, factor of the second input and retraction bound as pairs in units of `scale`, [4, 2, C] float32.
+
+    A current is I = scale · accumulator + bias + factor · second, per channel. Divided by `scale`, the accumulator is an
+    integer and all else a pair: `high` on a grid so coarse that no sum of it is ever rounded, `low` the rest. So the
+    membrane is known to 2^-24 of a grid step, some 2^-35 of θ, and a comparison is rounded between two such rests only:
+    the spikes are those of a float64 run.
+
+    Args:
+        scale: [C] float64, positive.
+        threshold, bias, factor: [C] float64.
+        largest: bound on |accumulator| + |factor · second| / scale.
+        time_steps: T.
+    """
+    parts = torch.stack((threshold, bias, factor, torch.full_like(scale, RETRACTION))) / scale
+    bound = (time_steps + 1) * (largest + parts.abs().max(1).values.sum().item())
+    return split(parts, membrane_grid(bound)).transpose(0, 1).contiguous()
+
+
+def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_steps: int, signed: bool, delay: int,
+         zero: int, dtype: torch.dtype) -> Tensor:
+    """Return the spike train of `integrate_and_fire` for the current that the accumulators stand for.
+
+    Args:
+        accumulator: [T, N, C] float32, or [1, N, C] for a current that is constant over time.
+        second: a residual, [T, N, C] (or [1, N, C]) of any number type, or None.
+        constants: [4, 2, C], see `neuron_constants`.
+        zero: added to each spike, so that unsigned bytes can hold -1.
+        dtype: of the result.
+
+    Returns:
+        [T, N, C] in {-1, 0, 1} + zero.
+    """
+    (theta, theta_low), (bias, bias_low), (factor, factor_low), (retraction, retraction_low) = constants
+    high, low = theta / 2, theta_low / 2
+    fired: Tensor | float = 0.0
+    spike_train, seen = [], 0
+    for step in range(time_steps):
+        while seen < min(step + 1 + delay, time_steps):
+            at = min(seen, accumulator.shape[0] - 1)
+            high, low = high + (accumulator[at] + bias), low + bias_low
+            if second is not None:
+                residual = second[at].to(accumulator.dtype)
+                high, low = high + residual * factor, low + residual * factor_low
+            seen += 1
+        spikes = (high - theta >= theta_low - low).to(accumulator.dtype)
+        if signed:
+            retracts = (high - retraction <= retraction_low - low) & (fired > 0)
+            spikes = spikes - retracts.to(accumulator.dtype)
+            fired = fired + spikes
+        high, low = high - spikes * theta, low - spikes * theta_low
+        spike_train.append((spikes + zero).to(dtype))
+    return torch.stack(spike_train)
+
+
+@lru_cache
+def compiled_fire() -> Callable[..., Tensor]:
+    """Return `fire`, compiled on first use; the compiler keeps its results on disk, so that only one run waits for them."""
+    compiled = torch.compile(fire, dynamic=True, fullgraph=True, recompile_limit=64)
+    try:
+        compiled(torch.zeros(3, 8, 16), None, torch.ones(4, 2, 16), 3, True, 0, 0, torch.float32)
+    except RuntimeError as error:
+        warnings.warn(f"no compiler for the fused neuron, it runs several times slower: {str(error).splitlines()[0]}", stacklevel=2)
+        return fire
+    return compiled

@@ -1,0 +1,204 @@
+"""Deployed networks: the spikes of a float64 run, from integers."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import models
+from quant import APoTWeight, calibrate_, quantize_
+from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
+from snn_layers.fused import compiled_fire, fire, neuron_constants
+from utils.checkpoint import load_network
+from utils.cifar import TensorLoader, load_images
+
+NOISE = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(11))
+
+
+def spike_trains(network, images) -> list[torch.Tensor]:
+    """Return what every unit fired, [T·B, ...] in {-1, 0, 1}."""
+    trains, hooks = {}, []
+    for name, unit in network.units():
+        neuron = unit.neuron if hasattr(unit, "neuron") else unit.activation
+
+        def record(_, __, output, name=name, neuron=neuron):
+            fired = neuron.decode(output) if hasattr(neuron, "decode") else output
+            trains[name] = (fired.double() / float(neuron.threshold)).round().to(torch.int8)
+
+        hooks.append(unit.register_forward_hook(record))
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return list(trains.values())
+
+
+def differing_spikes(snn, images, **kind) -> int:
+    """Return how many spikes of the deployed network differ from those of a float64 run."""
+    with torch.no_grad():
+        expected = spike_trains(copy.deepcopy(snn).double(), images.double())
+        found = spike_trains(deploy(snn, chunk=len(images), compiled=False, **kind), images)
+    assert len(found) == len(expected) > 5
+    assert all(train.abs().sum() > 0 for train in expected[:3])
+    return sum((a != b).sum().item() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize(("neuron", "delay"), [("signed", 0), ("unsigned", 0), ("signed", 1), ("unsigned", 3)])
+def test_every_spike_is_that_of_a_float64_run(quantized, integer, neuron, delay):
+    assert differing_spikes(to_spiking(quantized, neuron, delay), NOISE, integer=integer) == 0
+
+
+@pytest.mark.parametrize("bit", [2, 3, 4])
+def test_every_spike_on_real_images(bit, find):
+    test_set = load_images("cifar10", find("data/cifar-10-batches-bin").parent, train=False)
+    images = TensorLoader(test_set, 32, augment=False).first(32)
+    ann = load_network(f"result/published/resnet20_{bit}bit.pth.tar")
+    assert differing_spikes(to_spiking(ann), images, integer=True) == 0
+    assert differing_spikes(to_spiking(ann, "unsigned"), images, integer=False) == 0
+
+
+@torch.no_grad()
+def test_linear_units_and_vanishing_and_negative_scales():
+    torch.manual_seed(1)
+    network = calibrate_(quantize_(models.build("alex"), 3), NOISE).eval()
+    for _, unit in network.units():
+        unit.bn.weight[:6] = torch.tensor([0.0, -0.5, -1.0, -2.0, 0.0, 1.0])
+        unit.bn.bias.add_(0.3)
+    for integer in (False, True):
+        assert differing_spikes(to_spiking(network), NOISE, integer=integer) == 0
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_network_whatever_the_chunk(quantized):
+    snn = to_spiking(quantized)
+    expected = copy.deepcopy(snn).double()(NOISE.double()).float()
+    for chunk in (None, 1, 2, 5):
+        for integer in (False, True):
+            torch.testing.assert_close(deploy(snn, integer, chunk, compiled=False)(NOISE), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_float_hidden_weights_have_a_float_path_only():
+    network = calibrate_(quantize_(models.build("resnet20"), 2, weight_bit=32), NOISE).eval()
+    snn = to_spiking(network)
+    torch.testing.assert_close(deploy(snn, compiled=False)(NOISE), snn(NOISE), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="integer path needs hidden weights of 2 to 6 APoT bits"):
+        deploy(snn, integer=True)
+    with pytest.raises(ValueError, match="does not spike"):
+        deploy(network)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), steps=st.sampled_from([1, 3, 7]), signed=st.booleans(), delay=st.integers(0, 3))
+def test_fire_is_integrate_and_fire_on_the_current_it_stands_for(seed, steps, signed, delay):
+    draw = torch.Generator().manual_seed(seed)
+    delay = min(delay, steps)
+    accumulator = torch.randint(-40, 60, (steps, 50, 4), generator=draw).float()
+    second = torch.randint(-1, 2, (steps, 50, 4), generator=draw).float()
+    scale, bias, factor = torch.rand(3, 4, generator=draw, dtype=torch.float64)
+    theta = torch.full((4,), 0.1 + 8 * torch.rand((), generator=draw).item(), dtype=torch.float64)
+    constants = neuron_constants(scale + 0.01, theta, bias - 0.5, factor, 60 + 1 / 0.01, steps)
+    current = (scale + 0.01) * accumulator + bias - 0.5 + factor * second
+    expected = integrate_and_fire(current, theta[0], signed, delay)
+    found = fire(accumulator, second, constants, steps, signed, delay, 1, torch.uint8)
+    assert torch.equal(found.to(torch.int8) - 1, expected.to(torch.int8))
+
+
+def test_the_constants_add_up_without_rounding():
+    draw = torch.Generator().manual_seed(0)
+    scale, bias, factor = 0.003 + torch.rand(3, 64, generator=draw, dtype=torch.float64)
+    theta = torch.full_like(scale, 1.7)
+    constants = neuron_constants(scale, theta, bias, factor, 1152 + 400, 15)
+    expected = torch.stack((theta, bias, factor, torch.full_like(scale, -1e-3))) / scale
+    torch.testing.assert_close(constants.double().sum(1), expected, rtol=0, atol=1e-10)
+    high = constants[:, 0]
+    total = torch.zeros(64)
+    exact = torch.zeros(64, dtype=torch.float64)
+    for step in range(15):  # a membrane in float32 beside one in float64, from high parts and integers
+        accumulator = torch.randint(-1152, 1153, (64,), generator=draw)
+        total = total + (accumulator + high[1]) - (step % 2) * high[0]
+        exact = exact + accumulator + high[1].double() - (step % 2) * high[0].double()
+    assert torch.equal(total.double(), exact)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the calls of each operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_convolution_a_layer_and_no_quantization_in_a_pass(quantized):
+    for integer, operator in ((False, "conv2d"), (True, "qconv2d_pointwise")):
+        network = deploy(to_spiking(quantized), integer, chunk=5, compiled=False)
+        with Operators() as counted:
+            network(NOISE)
+        hidden, shortcuts = 18, 2
+        assert counted.calls.count(operator) == hidden + shortcuts + (not integer)  # the first one is always float64
+        assert "bucketize" not in counted.calls
+        assert "native_batch_norm" not in counted.calls
+
+
+def test_weights_are_quantized_once(quantized, monkeypatch):
+    calls = []
+    forward = APoTWeight.forward
+    monkeypatch.setattr(APoTWeight, "forward", lambda self, weight: calls.append(1) or forward(self, weight))
+    network = deploy(to_spiking(quantized), compiled=False)
+    network(NOISE)
+    network(NOISE)
+    assert len(calls) == 20
+
+
+def test_a_deployed_network_is_a_snapshot(quantized):
+    snn = to_spiking(quantized)
+    network = deploy(snn, compiled=False)
+    before = network(NOISE)
+    with torch.no_grad():
+        for parameter in snn.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(network(NOISE), before)
+
+
+@torch.no_grad()
+def test_layer_statistics_of_a_deployed_network(quantized):
+    rows = []
+    snn = to_spiking(quantized)
+    for network in (snn, deploy(snn, True, chunk=2, compiled=False)):
+        with LayerMonitor(quantized, network) as monitor:
+            quantized(NOISE)
+            network(NOISE)
+        rows.append(monitor.statistics())
+    for plain, deployed in zip(*rows, strict=True):
+        assert plain.name == deployed.name
+        for value in ("threshold", "firing_rate", "negative_share", "error"):
+            assert getattr(plain, value) == pytest.approx(getattr(deployed, value), rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_compiled_neuron_fires_the_same(quantized):
+    assert compiled_fire() is not fire
+    for neuron in ("signed", "unsigned"):
+        for integer in (False, True):
+            snn = to_spiking(quantized, neuron)
+            assert torch.equal(deploy(snn, integer)(NOISE), deploy(snn, integer, compiled=False)(NOISE))
+
+
+def test_without_a_compiler_the_neuron_runs_as_it_is(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fails)
+    compiled_fire.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no compiler for the fused neuron"):
+            assert compiled_fire() is fire
+    finally:
+        compiled_fire.cache_clear()
