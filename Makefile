@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-all lint
+.PHONY: setup demo test test-all lint bench
 
 setup: $(VENV)/.installed
 
@@ -23,3 +23,7 @@ test-all: setup
 
 lint: setup
 	$(RUN) -m ruff check .
+
+bench: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(RUN) benchmarks/bench.py

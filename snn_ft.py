@@ -104,7 +104,7 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
 def globally(args: argparse.Namespace, session: Session) -> None:
     """Train the whole network, spikes forward and rates backward, saving after each epoch; the last one counts."""
     own_parameters_(session.snn)
-    network = RateNetwork(session.snn)
+    network = RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches))
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if session.optimizer_state:
         optimizer.load_state_dict(session.optimizer_state)

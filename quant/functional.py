@@ -1,8 +1,11 @@
 """Projections onto quantization grids, with the straight-through gradients of the papers."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .compiled import compiled
 
 
 def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
@@ -15,24 +18,31 @@ def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
     return levels.index_select(0, index.flatten()).view(index.shape)
 
 
+def project_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Wq, dWq/dα, std W) of `quantize_weight`."""
+    std, mean = torch.std_mean(weight)
+    u = (weight - mean).div_(std * clip)
+    quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
+    # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there. hardshrink keeps |u| > 1.
+    slope = torch.sub(quantized, u.sub_(F.hardshrink(u, 1.0)))
+    return quantized.mul_(clip), slope, std
+
+
 class _WeightQuantization(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
-        std, mean = torch.std_mean(weight)
-        u = (weight - mean).div_(std * clip)
-        quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
-        # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there.
-        ctx.save_for_backward(quantized - u.clamp(-1, 1) + u.sign() * (u.abs() > 1), std)
-        return quantized.mul_(clip)
+    def forward(ctx: FunctionCtx, weight: Tensor, clip: Tensor, levels: Tensor, fused: bool) -> Tensor:
+        quantized, clip_slope, std = (compiled(project_weight) if fused else project_weight)(weight, clip, levels)
+        ctx.save_for_backward(clip_slope, std)
+        return quantized
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         clip_slope, std = ctx.saved_tensors
-        return grad / std, (grad * clip_slope).sum(), None
+        return grad / std, (grad * clip_slope).sum(), None, None
 
 
-def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
+def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor, fused: bool = False) -> Tensor:
     """Return Wq = α · sign(u) · nearest_level(min(|u|, 1)), u = z/α, z = (W - mean W) / std W.
 
     Mean and unbiased std are over the whole tensor and constants in the backward pass; the normalisation is not
@@ -43,33 +53,48 @@ def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
         weight: float weights of any shape, at least two different values.
         clip: α > 0, a scalar, in standard deviations.
         levels: [L] ascending in [0, 1], the first 0, the last 1.
+        fused: one compiled pass.
 
     Source: APoT (Li et al., ICLR 2020), eq. 7-9 and section 3.3.
     """
-    return _WeightQuantization.apply(weight, clip, levels)
+    return _WeightQuantization.apply(weight, clip, levels, fused)
+
+
+def round_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
+    """Return the values of `quantize_activation`, without its gradients; half precision is computed in float32."""
+    return (_wide(x) / threshold).clamp_(0, 1).mul_(steps).round_().mul_(threshold / steps).to(x.dtype)
+
+
+def activation_gradients(grad: Tensor, x: Tensor, threshold: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return (dx, dθ) of `quantize_activation` for the gradient of its output."""
+    grad, u = _wide(grad), _wide(x) / threshold
+    # The backward kernels of hardtanh (0 < u < limit) and threshold (u > 1) mask in one vectorised pass; boolean
+    # masks took five times as long on a CPU. The limit is the float after 1, since x = θ still has a gradient.
+    inside = torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0 + torch.finfo(u.dtype).eps)
+    above = torch.ops.aten.threshold_backward(grad, u, 1.0)
+    rounding_error = (u * steps).round_().div_(steps).sub_(u)
+    return inside.to(x.dtype), rounding_error.mul_(inside).add_(above).sum()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _ActivationQuantization(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int, fused: bool) -> Tensor:
         ctx.save_for_backward(x, threshold)
-        ctx.steps = steps
-        return (x / threshold).clamp_(0, 1).mul_(steps).round_().mul_(threshold / steps)
+        ctx.steps, ctx.fused = steps, fused
+        return (compiled(round_activation) if fused else round_activation)(x, threshold, steps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, threshold = ctx.saved_tensors
-        u = x / threshold
-        # The backward kernels of hardtanh (0 < u < limit) and threshold (u > 1) mask in one vectorised pass; boolean
-        # masks took five times as long on a CPU. The limit is the float after 1, since x = θ still has a gradient.
-        inside = torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0 + torch.finfo(u.dtype).eps)
-        above = torch.ops.aten.threshold_backward(grad, u, 1.0)
-        rounding_error = (u * ctx.steps).round_().div_(ctx.steps).sub_(u)
-        return inside, rounding_error.mul_(inside).add_(above).sum(), None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradients = compiled(activation_gradients) if ctx.fused else activation_gradients
+        return *gradients(grad, *ctx.saved_tensors, ctx.steps), None, None
 
 
-def quantize_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
+def quantize_activation(x: Tensor, threshold: Tensor, steps: int, fused: bool = False) -> Tensor:
     """Return y = round(clamp(x/θ, 0, 1) · T) / T · θ, half to even; contains the ReLU.
 
     Gradients: dx = g where 0 < x <= θ, else 0; dθ = Σ g · (1 where x > θ, else y/θ - x/θ where x > 0).
@@ -78,10 +103,11 @@ def quantize_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
         x: pre-activations of any shape.
         threshold: θ > 0, a scalar.
         steps: T = 2^b - 1.
+        fused: one compiled pass forward and one backward.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 4; learned clipping as in APoT, eq. 6.
     """
-    return _ActivationQuantization.apply(x, threshold, steps)
+    return _ActivationQuantization.apply(x, threshold, steps, fused)
 
 
 def quantize_eight_bit(weight: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from .levels import apot_grid, time_steps
 class APoTWeight(nn.Module):
     """Weight quantizer with b-bit additive-powers-of-two levels and a learned clip α (in standard deviations)."""
 
+    fused = False  # see `fuse_`
+
     def __init__(self, bits: int, clip: float = 3.0):
         super().__init__()
         numerators, self.denominator = apot_grid(bits)
@@ -28,7 +30,7 @@ class APoTWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight, of the same shape."""
-        return quantize_weight(weight, self.alpha, self.levels(weight.dtype))
+        return quantize_weight(weight, self.alpha, self.levels(weight.dtype), self.fused)
 
 
 class EightBitWeight(nn.Module):
@@ -112,6 +114,8 @@ def quantized_once(network: nn.Module) -> Iterator[None]:
 class QuantReLU(nn.Module):
     """ReLU clipped at a learned threshold θ and rounded to T = 2^b - 1 uniform steps."""
 
+    fused = False  # see `fuse_`
+
     def __init__(self, bits: int, threshold: float):
         super().__init__()
         self.bits = bits
@@ -120,10 +124,16 @@ class QuantReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values in {0, θ/T, ..., θ}, of the shape of x."""
-        if x.dtype in (torch.float16, torch.bfloat16):  # under autocast: half precision would move values across a step
-            return quantize_activation(x.float(), self.threshold, self.time_steps).to(x.dtype)
-        return quantize_activation(x, self.threshold, self.time_steps)
+        return quantize_activation(x, self.threshold, self.time_steps, self.fused)
 
     def extra_repr(self) -> str:
         """Describe bits and threshold."""
         return f"bits={self.bits}, threshold={self.threshold.item():.4g}"
+
+
+def fuse_(network: nn.Module) -> nn.Module:
+    """Let the quantizers run, in place, as one compiled pass forward and one backward; rounding may differ in the last bit."""
+    for module in network.modules():
+        if isinstance(module, QuantReLU | APoTWeight):
+            module.fused = True
+    return network

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Network, Site, State, Unit, mean_over_time
-from quant import APoTWeight
+from quant import APoTWeight, compiled
 
-from .fused import compiled_fire, fire, membrane_grid, neuron_constants, split
+from .fused import fire, membrane_grid, neuron_constants, split
 from .integer import LARGEST, FloatConv, IntegerConv
 from .neuron import IFNeuron
-from .states import run
 
 Convolution = type[FloatConv] | type[IntegerConv]
 WORKING_SET = 3 * 2**14  # pixels times steps whose currents a CPU's caches hold
@@ -44,12 +43,12 @@ def normalization(bn: nn.Module, conv_bias: Tensor | None) -> tuple[Tensor, Tens
 class FusedNeuron(nn.Module):
     """A neuron on accumulators; its spikes come as the next convolution takes them."""
 
-    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, compiled: bool):
+    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool):
         super().__init__()
         self.register_buffer("constants", constants)
         self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes
         self.zero, self.dtype, self.threshold = convolution.zero, convolution.dtype, neuron.threshold.item()
-        self.compiled = compiled
+        self.fused = fused
 
     def forward(self, accumulator: Tensor, second: Tensor | None) -> Tensor:
         """Map [T·B, C, H, W], or [B, C, H, W] if the neuron encodes, to spikes + zero [T·B, C, H, W]."""
@@ -57,7 +56,7 @@ class FusedNeuron(nn.Module):
             return x.permute(0, 2, 3, 1).reshape(1 if self.encodes else self.time_steps, -1, x.shape[1])
 
         _, channels, height, width = accumulator.shape
-        function = compiled_fire() if self.compiled else fire
+        function = compiled(fire) if self.fused else fire
         spikes = function(rows(accumulator), None if second is None else rows(second), self.constants, self.time_steps,
                           self.signed, self.delay, self.zero, self.dtype)
         return spikes.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -70,7 +69,7 @@ class FusedNeuron(nn.Module):
 class EncodingUnit(nn.Module):
     """The first unit: images are no integers, but their current is constant over time: once, in float64."""
 
-    def __init__(self, unit: Unit, convolution: Convolution, compiled: bool):
+    def __init__(self, unit: Unit, convolution: Convolution, fused: bool):
         super().__init__()
         weight, step = weight_integers(unit.conv)
         gain, bias = normalization(unit.bn, unit.conv.bias)
@@ -82,7 +81,7 @@ class EncodingUnit(nn.Module):
         constants = neuron_constants(one, theta * one, 0 * one, 0 * one, 2 * theta, neuron.time_steps)
         constants[2, 1] = 1  # the second input is the low part of the current
         self.grid = membrane_grid((neuron.time_steps + 1) * 4 * theta)
-        self.neuron = FusedNeuron(neuron, constants, convolution, compiled)
+        self.neuron = FusedNeuron(neuron, constants, convolution, fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to spikes [T·B, C, H', W']."""
@@ -101,7 +100,7 @@ class SpikingUnit(nn.Module):
         residual_theta: the same for its residual; None if it joins none.
     """
 
-    def __init__(self, unit: Unit, theta: float, residual_theta: float | None, convolution: Convolution, compiled: bool):
+    def __init__(self, unit: Unit, theta: float, residual_theta: float | None, convolution: Convolution, fused: bool):
         super().__init__()
         weight, step = weight_integers(unit.conv)
         gain, bias = normalization(unit.bn, unit.conv.bias)
@@ -126,7 +125,7 @@ class SpikingUnit(nn.Module):
         self.conv = convolution(weight, *((1, 1), (0, 0)) if self.linear else (unit.conv.stride, unit.conv.padding))
         threshold = unit.activation.threshold.detach().double().expand_as(scale)
         constants = neuron_constants(scale, threshold, bias, factor, largest, unit.activation.time_steps)
-        self.neuron = FusedNeuron(unit.activation, constants, convolution, compiled)
+        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes + zero [T·B, C, H, W] (linear: [T·B, C]) to spikes + zero."""
@@ -140,7 +139,7 @@ class SpikingUnit(nn.Module):
 class Deployed(nn.Module):
     """A spiking network for inference: images [B, 3, H, W] to logits [B, classes], the mean over T; see `deploy`."""
 
-    def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, compiled: bool):
+    def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool):
         super().__init__()
         self.time_steps, self.chunk = snn.time_steps, chunk
         self.sites: list[Site] = []
@@ -150,9 +149,9 @@ class Deployed(nn.Module):
             if isinstance(module, Unit):
                 theta = module.activation.threshold.item()
                 if thetas:
-                    module = SpikingUnit(module, thetas[-1], thetas[-2] if site.joins else None, convolution, compiled)
+                    module = SpikingUnit(module, thetas[-1], thetas[-2] if site.joins else None, convolution, fused)
                 else:
-                    module = EncodingUnit(module, convolution, compiled)
+                    module = EncodingUnit(module, convolution, fused)
                 thetas.append(theta)
             self.sites.append(replace(site, module=module))
         self.body = nn.ModuleList(site.module for site in self.sites)
@@ -165,12 +164,23 @@ class Deployed(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]."""
-        chunk = self.chunk or self.fitting_chunk(images)
-        *_, (_, last) = self.units()
+        *_, last = self.firing_rates(images, every=False).values()
+        return self.head(self.pool(last))
+
+    @torch.no_grad()
+    def firing_rates(self, images: Tensor, every: bool = True) -> dict[str, Tensor]:
+        """Return the mean output θ · firing rate [B, ...] of the last unit, or of `every` unit, by name."""
+        rates: dict[str, list[Tensor]] = {}
+        *_, (last, _) = self.units()
         with torch.autocast(images.device.type, enabled=False):  # half precision has too few bits for the sums
-            rates = [mean_over_time(last.neuron.decode(run(self.sites, State(part)).x), self.time_steps)
-                     for part in images.split(chunk)]
-            return self.head(self.pool(torch.cat(rates)))
+            for part in images.split(self.chunk or self.fitting_chunk(images)):
+                state = State(part)
+                for site in self.sites:
+                    state = site(state)
+                    if site.name == last or (every and hasattr(site.module, "neuron")):
+                        rate = mean_over_time(site.module.neuron.decode(state.x), self.time_steps)
+                        rates.setdefault(site.name, []).append(rate)
+        return {name: torch.cat(parts) for name, parts in rates.items()}
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
@@ -186,7 +196,7 @@ class Deployed(nn.Module):
 
 
 @torch.no_grad()
-def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, compiled: bool = True) -> Deployed:
+def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, compile: bool = True) -> Deployed:
     """Return a network for inference that fires the same spikes; later changes of `snn` do not reach it.
 
     Weights are quantized once, as integers; convolutions see spikes as integers; scale, bias, residual and neuron are one
@@ -198,7 +208,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
         snn: a spiking network.
         integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: where the weights allow it.
         chunk: images at a time; by default what fits into the caches.
-        compiled: compile the neuron; without a compiler it is merely slower.
+        compile: compile the neuron; without a compiler it is merely slower.
 
     Raises:
         ValueError: a network that does not spike, or hidden weights that are no small integers with `integer`.
@@ -208,7 +218,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     if integer is None:
         integer = all(fits_bytes(unit.conv) for _, unit in list(snn.units())[1:])
     on_cpu = snn.head.weight.device.type == "cpu"
-    return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compiled)
+    return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compile)
 
 
 def fits_bytes(conv: nn.Module) -> bool:

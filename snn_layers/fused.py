@@ -1,9 +1,6 @@
 """The integrate-and-fire equation on accumulators, as one pass: what a deployed network runs between two convolutions."""
 
 import math
-import warnings
-from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,15 +74,3 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
         high, low = high - spikes * theta, low - spikes * theta_low
         spike_train.append((spikes + zero).to(dtype))
     return torch.stack(spike_train)
-
-
-@lru_cache
-def compiled_fire() -> Callable[..., Tensor]:
-    """Return `fire`, compiled on first use; the compiler keeps its results on disk, so that only one run waits for them."""
-    compiled = torch.compile(fire, dynamic=True, fullgraph=True, recompile_limit=64)
-    try:
-        compiled(torch.zeros(3, 8, 16), None, torch.ones(4, 2, 16), 3, True, 0, 0, torch.float32)
-    except RuntimeError as error:
-        warnings.warn(f"no compiler for the fused neuron, it runs several times slower: {str(error).splitlines()[0]}", stacklevel=2)
-        return fire
-    return compiled

@@ -1,13 +1,17 @@
 """Spikes forward, rates backward: a spiking network as a function that can be trained as a whole."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from models import Network, Site, State, Unit, mean_over_time
+from models import Network, State, Unit, mean_over_time
 from quant import quantize_activation
 
+from .deploy import deploy
 
-def rate_logits(snn: Network, images: Tensor) -> Tensor:
+
+def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) -> Tensor:
     """Return the spiking network's logits [B, classes], with the gradient of the ANN that its firing rates run through.
 
     Per unit, S its spike input, x̄ = mean_T S: o = the unit as ANN layer on x̄, ȳ = mean_T of its spikes,
@@ -17,29 +21,30 @@ def rate_logits(snn: Network, images: Tensor) -> Tensor:
     Args:
         snn: a spiking network, in eval mode.
         images: [B, 3, H, W].
+        spike_rates: ȳ [B, ...] of each unit on these images, by its site's name.
 
     Source: after rate-based backpropagation (Yu et al., NeurIPS 2024); here the rate function is the quantized
     activation, which is what the neuron computes where its input arrives evenly.
     """
-    spikes = rates = State(images)
+    state = State(images)
     for site in snn.sites():
-        with torch.no_grad():
-            spikes = site(spikes)
-        rates = advance_rates(site, rates, spikes, snn.time_steps)
-    return snn.head(snn.pool(rates.x))
+        if isinstance(site.module, Unit):
+            rate = unit_rate(site.module, state.x, state.residual if site.joins else None, spike_rates[site.name], snn.time_steps)
+            state = State(rate, state.x if site.opens_block else None)
+        else:
+            state = site(state)
+    return snn.head(snn.pool(state.x))
 
 
-def advance_rates(site: Site, rates: State, spikes: State, time_steps: int) -> State:
-    """Advance the rates by one site: the values of `spikes`, which are behind it, with the gradient of the ANN layer.
-
-    Args:
-        rates: in front of the site, [B, ...].
-        spikes: behind the site, [T·B, ...].
-    """
-    if not isinstance(site.module, Unit):
-        return site(rates)
-    rate = unit_rate(site.module, rates.x, rates.residual, mean_over_time(spikes.x, time_steps), time_steps)
-    return State(rate, rates.x if site.opens_block else None)
+@torch.no_grad()
+def firing_rates(snn: Network, images: Tensor) -> dict[str, Tensor]:
+    """Return the mean output ȳ = θ · firing rate [B, ...] of each unit, by its site's name, from the plain layers."""
+    rates, state = {}, State(images)
+    for site in snn.sites():
+        state = site(state)
+        if isinstance(site.module, Unit):
+            rates[site.name] = mean_over_time(state.x, snn.time_steps)
+    return rates
 
 
 def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor, time_steps: int) -> Tensor:
@@ -53,11 +58,17 @@ def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor
 
 
 class RateNetwork(nn.Module):
-    """A spiking network for a training loop; BN statistics and thresholds stay, so it is always in eval mode."""
+    """A spiking network for a training loop; BN statistics and thresholds stay, so it is always in eval mode.
 
-    def __init__(self, snn: Network):
+    Args:
+        snn: the network that is trained.
+        deployed: let its deployment, made anew in each step, fire the spikes; otherwise the plain layers do.
+        compile: see `deploy`.
+    """
+
+    def __init__(self, snn: Network, deployed: bool = True, compile: bool = True):
         super().__init__()
-        self.snn = snn.eval()
+        self.snn, self.deployed, self.compile = snn.eval(), deployed, compile
 
     def train(self, mode: bool = True) -> "RateNetwork":
         """Keep eval mode."""
@@ -65,4 +76,5 @@ class RateNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes], the mean over T."""
-        return rate_logits(self.snn, images)
+        fires = deploy(self.snn, compile=self.compile).firing_rates if self.deployed else partial(firing_rates, self.snn)
+        return rate_logits(self.snn, images, fires(images))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from models import Network
@@ -76,6 +77,28 @@ def primitives() -> dict[str, np.ndarray]:
     """Return the recorded quantizers and spike trains."""
     with np.load(GOLDEN / "primitives.npz") as file:
         return dict(file)
+
+
+class Operators(TorchDispatchMode):
+    """Records each operator's name and the number of elements of its largest result."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls.append(function.overloadpacket.__name__)
+        tensors = result if isinstance(result, tuple | list) else [result]
+        self.largest = max([self.largest, *(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor))])
+        return result
+
+
+@pytest.fixture
+def operators() -> type[Operators]:
+    """Return a context that records operators."""
+    return Operators
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from quant import APoTWeight, calibrate_, quantize_
+from quant import APoTWeight, calibrate_, compiled, quantize_
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
-from snn_layers.fused import compiled_fire, fire, neuron_constants
+from snn_layers.fused import fire, neuron_constants
 from utils.checkpoint import load_network
 from utils.cifar import TensorLoader, load_images
 
@@ -39,7 +38,7 @@ def differing_spikes(snn, images, **kind) -> int:
     """Return how many spikes of the deployed network differ from those of a float64 run."""
     with torch.no_grad():
         expected = spike_trains(copy.deepcopy(snn).double(), images.double())
-        found = spike_trains(deploy(snn, chunk=len(images), compiled=False, **kind), images)
+        found = spike_trains(deploy(snn, chunk=len(images), compile=False, **kind), images)
     assert len(found) == len(expected) > 5
     assert all(train.abs().sum() > 0 for train in expected[:3])
     return sum((a != b).sum().item() for a, b in zip(found, expected, strict=True))
@@ -77,14 +76,14 @@ def test_logits_are_those_of_the_network_whatever_the_chunk(quantized):
     expected = copy.deepcopy(snn).double()(NOISE.double()).float()
     for chunk in (None, 1, 2, 5):
         for integer in (False, True):
-            torch.testing.assert_close(deploy(snn, integer, chunk, compiled=False)(NOISE), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(deploy(snn, integer, chunk, compile=False)(NOISE), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_float_hidden_weights_have_a_float_path_only():
     network = calibrate_(quantize_(models.build("resnet20"), 2, weight_bit=32), NOISE).eval()
     snn = to_spiking(network)
-    torch.testing.assert_close(deploy(snn, compiled=False)(NOISE), snn(NOISE), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(deploy(snn, compile=False)(NOISE), snn(NOISE), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="integer path needs hidden weights of 2 to 6 APoT bits"):
         deploy(snn, integer=True)
     with pytest.raises(ValueError, match="does not spike"):
@@ -124,22 +123,10 @@ def test_the_constants_add_up_without_rounding():
     assert torch.equal(total.double(), exact)
 
 
-class Operators(TorchDispatchMode):
-    """Counts the calls of each operator."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-def test_one_convolution_a_layer_and_no_quantization_in_a_pass(quantized):
+def test_one_convolution_a_layer_and_no_quantization_in_a_pass(quantized, operators):
     for integer, operator in ((False, "conv2d"), (True, "qconv2d_pointwise")):
-        network = deploy(to_spiking(quantized), integer, chunk=5, compiled=False)
-        with Operators() as counted:
+        network = deploy(to_spiking(quantized), integer, chunk=5, compile=False)
+        with operators() as counted:
             network(NOISE)
         hidden, shortcuts = 18, 2
         assert counted.calls.count(operator) == hidden + shortcuts + (not integer)  # the first one is always float64
@@ -151,7 +138,7 @@ def test_weights_are_quantized_once(quantized, monkeypatch):
     calls = []
     forward = APoTWeight.forward
     monkeypatch.setattr(APoTWeight, "forward", lambda self, weight: calls.append(1) or forward(self, weight))
-    network = deploy(to_spiking(quantized), compiled=False)
+    network = deploy(to_spiking(quantized), compile=False)
     network(NOISE)
     network(NOISE)
     assert len(calls) == 20
@@ -159,7 +146,7 @@ def test_weights_are_quantized_once(quantized, monkeypatch):
 
 def test_a_deployed_network_is_a_snapshot(quantized):
     snn = to_spiking(quantized)
-    network = deploy(snn, compiled=False)
+    network = deploy(snn, compile=False)
     before = network(NOISE)
     with torch.no_grad():
         for parameter in snn.parameters():
@@ -171,7 +158,7 @@ def test_a_deployed_network_is_a_snapshot(quantized):
 def test_layer_statistics_of_a_deployed_network(quantized):
     rows = []
     snn = to_spiking(quantized)
-    for network in (snn, deploy(snn, True, chunk=2, compiled=False)):
+    for network in (snn, deploy(snn, True, chunk=2, compile=False)):
         with LayerMonitor(quantized, network) as monitor:
             quantized(NOISE)
             network(NOISE)
@@ -184,21 +171,8 @@ def test_layer_statistics_of_a_deployed_network(quantized):
 
 @pytest.mark.slow
 def test_the_compiled_neuron_fires_the_same(quantized):
-    assert compiled_fire() is not fire
     for neuron in ("signed", "unsigned"):
         for integer in (False, True):
             snn = to_spiking(quantized, neuron)
-            assert torch.equal(deploy(snn, integer)(NOISE), deploy(snn, integer, compiled=False)(NOISE))
-
-
-def test_without_a_compiler_the_neuron_runs_as_it_is(monkeypatch):
-    def fails(*args, **kwargs):
-        raise RuntimeError("no C++ compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fails)
-    compiled_fire.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="no compiler for the fused neuron"):
-            assert compiled_fire() is fire
-    finally:
-        compiled_fire.cache_clear()
+            assert torch.equal(deploy(snn, integer)(NOISE), deploy(snn, integer, compile=False)(NOISE))
+    assert compiled(fire).fused is not fire

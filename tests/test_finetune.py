@@ -93,6 +93,17 @@ def test_cached_states_equal_a_run_from_the_images(quantized, batches, neuron):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_kept_states_run_each_unit_a_fixed_number_of_times(quantized, batches):
+    """O(L): the second unit runs to be tuned, checked and passed by; --online, it runs again for each unit behind it."""
+    runs = []
+    for online in (False, True):
+        snn, calls = to_spiking(quantized), []
+        snn.sites()[1].module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        finetune(snn, quantized, batches, [], FinetuneConfig(online=online, force=True))
+        runs.append(len(calls))
+    assert runs == [2 * len(batches), 18 * len(batches)]
+
+
 def test_going_on_after_an_interruption_equals_an_unbroken_run(quantized, batches):
     config = FinetuneConfig(lr=0.05, force=True)
     whole = to_spiking(quantized)

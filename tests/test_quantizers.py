@@ -6,7 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import APoTWeight, apot_grid, nearest_level, quantize_activation, quantize_eight_bit, quantize_weight, time_steps
+from quant import (
+    APoTWeight,
+    QuantReLU,
+    apot_grid,
+    fuse_,
+    nearest_level,
+    quantize_activation,
+    quantize_eight_bit,
+    quantize_weight,
+    time_steps,
+)
 
 
 def tensor(array: np.ndarray, grad: bool = False) -> torch.Tensor:
@@ -111,3 +121,28 @@ def test_inputs_are_never_changed(primitives):
 def test_eight_bits_without_a_positive_maximum_are_an_error(weight):
     with pytest.raises(ValueError, match=r"max\(W\)"):
         quantize_eight_bit(weight)
+
+
+def test_a_projection_has_no_temporary_larger_than_the_weight(operators):
+    weight = torch.randn(64, 1024)
+    with operators() as recorded:
+        quantize_weight(weight, torch.tensor(3.0), APoTWeight(8).levels(weight.dtype))
+    assert recorded.calls.count("bucketize") == 1
+    assert recorded.largest == weight.numel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_quantizers_agree_with_the_plain_ones(dtype):
+    draw = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(4, 16, 8, 8, generator=draw, dtype=torch.float32).to(dtype) for _ in range(2))
+    for make in (lambda: QuantReLU(3, 1.3), lambda: APoTWeight(4)):
+        results = []
+        for module in (make(), fuse_(make())):
+            module = module.float()
+            inputs = (x if isinstance(module, QuantReLU) else x.float()).clone().requires_grad_()
+            output = module(inputs)
+            output.backward(grad.to(output.dtype))
+            results.append((output.detach(), inputs.grad, *(parameter.grad for parameter in module.parameters())))
+        for plain, fused in zip(*results, strict=True):
+            torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-4)

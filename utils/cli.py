@@ -81,7 +81,7 @@ def new_conversion_parser(description: str | None) -> Parser:
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
-    add("--reference", action="store_true", help="evaluate the plain spiking layers rather than their fast, exact deployment")
+    add("--reference", action="store_true", help="run the plain spiking layers rather than their fast, exact deployment")
     return parser
 
 

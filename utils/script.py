@@ -120,13 +120,17 @@ def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Ten
         print(f"calibrated on {len(images)} training images in {time.monotonic() - began:.1f} s")
 
 
+def compiles(args: argparse.Namespace, snn: Network, batches: TensorLoader) -> bool:
+    """Return whether it pays to compile the neuron for these batches."""
+    return len(batches.labels) >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
+
+
 def fast(args: argparse.Namespace, snn: Network, batches: TensorLoader) -> Network | Deployed:
     """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
     if args.reference:
         return snn
-    compiled = len(batches.labels) >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
-    network = deploy(snn, compiled=compiled)
-    if compiled:
+    network = deploy(snn, compile=compiles(args, snn, batches))
+    if compiles(args, snn, batches):
         began = time.monotonic()
         network(batches.first(2 * network.fitting_chunk(batches.first(1))))
         seconds = time.monotonic() - began
