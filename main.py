@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="step: x0.1 at 1/2 and 3/4 of the run; cosine: to 0 (default: step)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=5e-4, help="of SGD (default: 5e-4)")
     add("--weight-bit", type=cli.bits, help="bits of the hidden weights where they are to differ from the recipe")
-    add("--compile", action="store_true", help="compile the quantizers: faster steps after half a minute, rounded differently")
+    add("--compile", action="store_true", help="compile the quantized activations: faster steps, after half a minute")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint, ours or a published one")

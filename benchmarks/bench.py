@@ -11,18 +11,32 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks.parts import PARTS, Row
+from benchmarks.inference import inference
+from benchmarks.rows import BATCH, Row
+from benchmarks.training import loader, memory, training
+from benchmarks.tuning import tuning, whole
 from utils import script
 from utils.checkpoint import revision
 
 RESULT = Path("result")
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "memory": memory,
+    "loader": loader,
+    "training": training,
+    **{f"{arch}-{bit}": partial(inference, arch, bit, count, rounds)
+       for arch, count, rounds in (("resnet20", BATCH, 7), ("alex", BATCH, 5), ("resnet18", 16, 3)) for bit in (2, 3, 4)},
+    "tuning": tuning,
+    "global": whole,
+}
 
 
 def line(row: Row) -> str:

@@ -18,31 +18,24 @@ def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
     return levels.index_select(0, index.flatten()).view(index.shape)
 
 
-def project_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (Wq, dWq/dα, std W) of `quantize_weight`."""
-    std, mean = torch.std_mean(weight)
-    u = (weight - mean).div_(std * clip)
-    quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
-    # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there. hardshrink keeps |u| > 1.
-    slope = torch.sub(quantized, u.sub_(F.hardshrink(u, 1.0)))
-    return quantized.mul_(clip), slope, std
-
-
 class _WeightQuantization(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, clip: Tensor, levels: Tensor, fused: bool) -> Tensor:
-        quantized, clip_slope, std = (compiled(project_weight) if fused else project_weight)(weight, clip, levels)
-        ctx.save_for_backward(clip_slope, std)
-        return quantized
+    def forward(ctx: FunctionCtx, weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
+        std, mean = torch.std_mean(weight)
+        u = (weight - mean).div_(std * clip)
+        quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
+        # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there. hardshrink keeps |u| > 1.
+        ctx.save_for_backward(torch.sub(quantized, u.sub_(F.hardshrink(u, 1.0))), std)
+        return quantized.mul_(clip)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         clip_slope, std = ctx.saved_tensors
-        return grad / std, (grad * clip_slope).sum(), None, None
+        return grad / std, (grad * clip_slope).sum(), None
 
 
-def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor, fused: bool = False) -> Tensor:
+def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor) -> Tensor:
     """Return Wq = α · sign(u) · nearest_level(min(|u|, 1)), u = z/α, z = (W - mean W) / std W.
 
     Mean and unbiased std are over the whole tensor and constants in the backward pass; the normalisation is not
@@ -53,11 +46,10 @@ def quantize_weight(weight: Tensor, clip: Tensor, levels: Tensor, fused: bool = 
         weight: float weights of any shape, at least two different values.
         clip: α > 0, a scalar, in standard deviations.
         levels: [L] ascending in [0, 1], the first 0, the last 1.
-        fused: one compiled pass.
 
     Source: APoT (Li et al., ICLR 2020), eq. 7-9 and section 3.3.
     """
-    return _WeightQuantization.apply(weight, clip, levels, fused)
+    return _WeightQuantization.apply(weight, clip, levels)
 
 
 def round_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:

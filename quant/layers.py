@@ -14,8 +14,6 @@ from .levels import apot_grid, time_steps
 class APoTWeight(nn.Module):
     """Weight quantizer with b-bit additive-powers-of-two levels and a learned clip α (in standard deviations)."""
 
-    fused = False  # see `fuse_`
-
     def __init__(self, bits: int, clip: float = 3.0):
         super().__init__()
         numerators, self.denominator = apot_grid(bits)
@@ -30,7 +28,7 @@ class APoTWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight, of the same shape."""
-        return quantize_weight(weight, self.alpha, self.levels(weight.dtype), self.fused)
+        return quantize_weight(weight, self.alpha, self.levels(weight.dtype))
 
 
 class EightBitWeight(nn.Module):
@@ -132,8 +130,8 @@ class QuantReLU(nn.Module):
 
 
 def fuse_(network: nn.Module) -> nn.Module:
-    """Let the quantizers run, in place, as one compiled pass forward and one backward; rounding may differ in the last bit."""
+    """Let each quantized activation run, in place, as one compiled pass forward and one backward."""
     for module in network.modules():
-        if isinstance(module, QuantReLU | APoTWeight):
+        if isinstance(module, QuantReLU):
             module.fused = True
     return network

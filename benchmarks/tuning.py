@@ -1,0 +1,110 @@
+"""Fine-tuning: kept states over the published way; a global step over an ANN step and over backpropagation through time."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from quant import time_steps
+from snn_layers import FinetuneConfig, RateNetwork, finetune, own_parameters_, to_spiking
+from utils.engine import sgd
+
+from .rows import BATCH, Row, networks, noise, row
+from .timing import alternate, peak_bytes
+from .training import step
+
+
+def tuning(count: int = 1000, rounds: int = 1) -> list[Row]:
+    """Layer-wise fine-tuning with kept states over the published way, which runs the network up to the unit each time."""
+    _, ann = networks("resnet20", 2)
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in noise(count).split(BATCH)]
+
+    def run(online: bool) -> None:
+        finetune(to_spiking(ann), ann, batches, batches[:2], FinetuneConfig(lr=1e-4, online=online))
+
+    times = alternate({"online": partial(run, True), "kept": partial(run, False)}, rounds, warm_up=0, name="fine-tuning")
+    return [row(times, f"fine-tuning all of ResNet-20, {count} images: --online / default", "online", "kept", 4, 8, at_most=False)]
+
+
+class _Spike(torch.autograd.Function):
+    """v >= θ, with the gradient of a rectangle of width θ."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, membrane: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(membrane, threshold)
+        return (membrane >= threshold).to(membrane.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        membrane, threshold = ctx.saved_tensors
+        return grad * ((membrane - threshold).abs() < threshold / 2) / threshold, None
+
+
+class ThroughTime(nn.Module):
+    """An unsigned integrate-and-fire neuron that autograd unrolls over its steps."""
+
+    def __init__(self, neuron: nn.Module):
+        super().__init__()
+        self.threshold, self.encodes, self.steps = neuron.threshold, neuron.encodes, neuron.time_steps
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Map current as our neuron does."""
+        current = current.expand(self.steps, *current.shape) if self.encodes else current.unflatten(0, (self.steps, -1))
+        threshold = self.threshold.detach()
+        membrane, spike_train = threshold / 2, []
+        for incoming in current:
+            membrane = membrane + incoming
+            spike_train.append(_Spike.apply(membrane, threshold))
+            membrane = membrane - spike_train[-1] * threshold
+        return torch.cat(spike_train) * threshold
+
+
+def trainable(kind: str, bit: int) -> nn.Module:
+    """Return ResNet-20 as an ANN, for global fine-tuning, or unrolled through time."""
+    _, ann = networks("resnet20", bit)
+    if kind == "ANN":
+        return ann.train()
+    snn = to_spiking(ann, "unsigned")
+    own_parameters_(snn)
+    if kind == "global":
+        return RateNetwork(snn)
+    for _, unit in snn.units():
+        unit.activation = ThroughTime(unit.activation)
+    return snn
+
+
+def whole(rounds: int = 5) -> list[Row]:
+    """A step of global fine-tuning over a training step of the quantized ANN: time and memory."""
+    images, labels, rows = noise(BATCH), torch.arange(BATCH) % 10, []
+    for bit in (2, 3):
+        steps, contenders = time_steps(bit), {}
+        for kind in ("ANN", "global", "through time"):
+            network = trainable(kind, bit)
+            contenders[kind] = partial(step, network, sgd(network, 1e-5, 0.9, 1e-4), images, labels, False)
+        times = alternate(contenders, rounds, name=f"global step, T = {steps}")
+        rows.append(row(times, f"global step T={steps}, ResNet-20 / ANN step", "global", "ANN", 1 + 0.4 * steps))
+        rows.append(row(times, f"backpropagation through time T={steps} / ANN step", "through time", "ANN"))
+        peaks = {kind: peak_bytes(PEAK.format(kind=kind, bit=bit)) for kind in contenders}
+        for kind, target in (("global", 1.5), ("through time", None)):
+            ratio = peaks[kind] / peaks["ANN"]
+            rows.append(Row(f"memory of the same, {kind}, T={steps} / ANN step", ratio, ratio, ratio, target))
+    return rows
+
+
+PEAK = """
+import sys
+sys.path.insert(0, ".")
+import torch
+from benchmarks.rows import noise
+from benchmarks.training import step
+from benchmarks.tuning import trainable
+from utils.engine import sgd
+network = trainable("{kind}", {bit})
+optimizer = sgd(network, 1e-5, 0.9, 1e-4)
+step(network, optimizer, noise(8), torch.arange(8), False)
+images, labels = noise(128), torch.arange(128) % 10
+ready()
+step(network, optimizer, images, labels, False)
+"""
