@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models import Network, mean_over_time
+from models import Network
 
 from .deploy import Deployed
 
@@ -35,10 +35,9 @@ class LayerMonitor:
     def __init__(self, ann: Network, snn: Network | Deployed):
         self.time_steps = snn.time_steps
         self.activations: dict[str, Tensor] = {}
-        deployed = {name: unit.neuron for name, unit in snn.units()} if isinstance(snn, Deployed) else {}
-        self.decoders = {name: neuron.decode for name, neuron in deployed.items()}
-        self.thresholds = {name: deployed[name].threshold if deployed else unit.activation.threshold.item()
-                           for name, unit in snn.units()}
+        neurons = {name: unit.neuron if isinstance(snn, Deployed) else unit.activation for name, unit in snn.units()}
+        self.thresholds = {name: torch.as_tensor(neuron.threshold).item() for name, neuron in neurons.items()}
+        self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network puts out s + zero, another one s·θ
         self.sums = {name: torch.zeros(4, dtype=torch.float64) for name in self.thresholds}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
@@ -57,15 +56,18 @@ class LayerMonitor:
 
     def _record_snn(self, name: str, output: Tensor) -> None:
         threshold = self.thresholds[name]
-        if name in self.decoders:
-            output = self.decoders[name](output)
-        mean = mean_over_time(output, self.time_steps)
+        unit, zero = (threshold, 0) if self.zero is None else (1, self.zero)
+        values = output.float().unflatten(0, (self.time_steps, -1))
+        totals = values.sum(0)
+        total = totals.sum()
+        # As s is -1, 0 or 1, Σ|s| = Σs²: one pass, where comparisons and absolute values take several.
+        absolute = (values.square().sum() - 2 * zero * total + zero**2 * values.numel()) / unit**2
+        signed = total / unit - zero * values.numel()
         # A deployed network may take the ANN's batch in several parts.
-        activation, self.activations[name] = self.activations[name].tensor_split([len(mean)])
-        # Every output is s·θ: Σ|s| and Σs give positive and negative spikes without a comparison.
-        absolute, signed = output.abs().sum() / threshold, mean.sum() * self.time_steps / threshold
+        activation, self.activations[name] = self.activations[name].tensor_split([len(totals)])
+        mean = (totals - zero * self.time_steps) * (threshold / unit / self.time_steps)
         error = (mean - activation).abs().sum() * self.time_steps
-        sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(output.numel(), device=output.device)])
+        sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(values.numel(), device=output.device)])
         self.sums[name] += sums.double().cpu()
 
     def statistics(self) -> list[LayerStatistics]:

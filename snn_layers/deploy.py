@@ -141,7 +141,7 @@ class Deployed(nn.Module):
 
     def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool):
         super().__init__()
-        self.time_steps, self.chunk = snn.time_steps, chunk
+        self.time_steps, self.chunk, self.zero = snn.time_steps, chunk, convolution.zero
         self.sites: list[Site] = []
         thetas: list[float] = []
         for site in snn.sites():
