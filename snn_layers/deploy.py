@@ -1,5 +1,6 @@
 """Fast inference: `deploy` turns a spiking network into one that computes the same spikes without the layers' detours."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from quant import APoTWeight
 from .deployed_units import Convolution, EncodingUnit, SpikingUnit
 from .integer import LARGEST, FloatConv, IntegerConv
 
-WORKING_SET = 3 * 2**14  # pixels times steps whose currents a CPU's caches hold
+WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 
 
 class Deployed(nn.Module):
@@ -65,7 +66,9 @@ class Deployed(nn.Module):
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
         if images.device.type != "cpu":
             return len(images)
-        return max(1, WORKING_SET // (self.time_steps * images[0, 0].numel()))
+        first = self.body[0]
+        values = self.time_steps * len(first.weight) * images[0, 0].numel() // math.prod(first.stride)
+        return max(1, WORKING_SET // (values * (4 + first.neuron.dtype.itemsize)))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (name, unit) in forward order; `unit.neuron.decode` makes s·θ of what a unit puts out."""
