@@ -95,7 +95,8 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
               f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
               f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
 
-    config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online)
+    config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online,
+                            script.compiles(args, session.snn, session.batches) and not args.reference)
     first = session.history[-1]["unit"] + 1 if session.history else 1
     with autocast(session.batches.labels.device, args.amp, cache=False):
         finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar)

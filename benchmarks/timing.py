@@ -1,5 +1,6 @@
 """Timing side by side: contenders take turns, and a ratio is the median of the ratios within each round."""
 
+import re
 import resource
 import statistics
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -40,16 +42,17 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warm_up:
     return Times(seconds)
 
 
-def peak_bytes(code: str) -> int:
-    """Return by how much a process's peak memory grows after `ready()` while it runs `code`, Python that calls it once."""
-    frame = ("import resource, sys\n"
-             "def ready():\n    global before\n    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-             f"{code}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
-    done = subprocess.run([sys.executable, "-c", frame], capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(done.stdout) * unit
-
-
-def own_peak_bytes() -> int:
-    """Return this process's peak memory."""
+def peak_memory() -> int:
+    """Return this process's peak memory in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts at the parent's peak there
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_bytes(setup: str, measured: str) -> int:
+    """Return by how much a new process's peak memory grows in `measured` beyond `setup`, both Python code."""
+    frame = (f"import sys\nsys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom benchmarks.timing import peak_memory\n"
+             f"{setup}\nbefore = peak_memory()\n{measured}\nprint(peak_memory() - before)")
+    done = subprocess.run([sys.executable, "-c", frame], capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])

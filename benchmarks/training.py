@@ -84,12 +84,11 @@ def exhaust(batches: Iterable) -> None:
 
 def memory(side: int = 4096) -> list[Row]:
     """Peak memory of a projection, forward and backward, over the weight itself."""
-    code = (f"import torch\nfrom quant import apot_grid, quantize_weight\nweight = torch.randn({side}, {side})\n"
-            "numerators, denominator = apot_grid(5)\nlevels = torch.tensor(numerators) / denominator\n"
-            "quantize_weight(weight[:8].clone().requires_grad_(), torch.tensor(3.0), levels).sum().backward()\n"
-            "weight.requires_grad_()\nready()\nwith torch.no_grad():\n    quantize_weight(weight, torch.tensor(3.0), levels)")
-    forward = peak_bytes(code) / (4 * side * side)
-    backward = peak_bytes(code.replace("with torch.no_grad():\n    quantize_weight(weight, torch.tensor(3.0), levels)",
-                                       "quantize_weight(weight, torch.tensor(3.0), levels).sum().backward()")) / (4 * side * side)
+    setup = ("import torch\nfrom quant import apot_grid, quantize_weight\n"
+             f"weight = torch.randn({side}, {side}, requires_grad=True)\n"
+             "numerators, denominator = apot_grid(5)\nlevels, clip = torch.tensor(numerators) / denominator, torch.tensor(3.0)\n"
+             "quantize_weight(weight[:8], clip, levels)")
+    forward = peak_bytes(setup, "with torch.no_grad():\n    quantize_weight(weight, clip, levels)") / (4 * side * side)
+    backward = peak_bytes(setup, "quantize_weight(weight, clip, levels).sum().backward()") / (4 * side * side)
     return [Row(f"peak memory of a {side}x{side} projection / the weight", *(forward,) * 3, 4, 3),
             Row("the same, forward and backward", *(backward,) * 3)]

@@ -21,7 +21,7 @@ def tuning(count: int = 1000, rounds: int = 1) -> list[Row]:
     batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in noise(count).split(BATCH)]
 
     def run(online: bool) -> None:
-        finetune(to_spiking(ann), ann, batches, batches[:2], FinetuneConfig(lr=1e-4, online=online))
+        finetune(to_spiking(ann), ann, batches, batches[:2], FinetuneConfig(lr=1e-4, online=online, compile=not online))
 
     times = alternate({"online": partial(run, True), "kept": partial(run, False)}, rounds, warm_up=0, name="fine-tuning")
     return [row(times, f"fine-tuning all of ResNet-20, {count} images: --online / default", "online", "kept", 4, 8, at_most=False)]
@@ -86,16 +86,14 @@ def whole(rounds: int = 5) -> list[Row]:
         times = alternate(contenders, rounds, name=f"global step, T = {steps}")
         rows.append(row(times, f"global step T={steps}, ResNet-20 / ANN step", "global", "ANN", 1 + 0.4 * steps))
         rows.append(row(times, f"backpropagation through time T={steps} / ANN step", "through time", "ANN"))
-        peaks = {kind: peak_bytes(PEAK.format(kind=kind, bit=bit)) for kind in contenders}
+        peaks = {kind: peak_bytes(SETUP.format(kind=kind, bit=bit), STEP) for kind in contenders}
         for kind, target in (("global", 1.5), ("through time", None)):
             ratio = peaks[kind] / peaks["ANN"]
             rows.append(Row(f"memory of the same, {kind}, T={steps} / ANN step", ratio, ratio, ratio, target))
     return rows
 
 
-PEAK = """
-import sys
-sys.path.insert(0, ".")
+SETUP = """
 import torch
 from benchmarks.rows import noise
 from benchmarks.training import step
@@ -105,6 +103,5 @@ network = trainable("{kind}", {bit})
 optimizer = sgd(network, 1e-5, 0.9, 1e-4)
 step(network, optimizer, noise(8), torch.arange(8), False)
 images, labels = noise(128), torch.arange(128) % 10
-ready()
-step(network, optimizer, images, labels, False)
 """
+STEP = "step(network, optimizer, images, labels, False)"

@@ -7,15 +7,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .compiled import compiled
 
+PART = 2**18  # values whose indices a cache holds
+
 
 def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
     """Return the nearest of `levels` [L] (ascending) for each magnitude; a tie goes to the smaller level.
 
-    O(N log L) time, O(N) memory: a binary search among the L - 1 midpoints, no [L, N] distances.
+    O(N log L) time, O(N) memory: a binary search among the L - 1 midpoints, no [L, N] distances; the indices of one part
+    at a time.
     """
     midpoints = (levels[1:] + levels[:-1]) / 2
-    index = torch.bucketize(magnitude.contiguous(), midpoints, out_int32=True)
-    return levels.index_select(0, index.flatten()).view(index.shape)
+    magnitude = magnitude.contiguous()
+    nearest = torch.empty_like(magnitude, dtype=levels.dtype)
+    for part, result in zip(magnitude.view(-1).split(PART), nearest.view(-1).split(PART), strict=True):
+        torch.index_select(levels, 0, torch.bucketize(part, midpoints, out_int32=True), out=result)
+    return nearest
 
 
 class _WeightQuantization(torch.autograd.Function):

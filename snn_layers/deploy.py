@@ -12,6 +12,7 @@ from quant import APoTWeight
 
 from .deployed_units import Convolution, EncodingUnit, SpikingUnit
 from .integer import LARGEST, FloatConv, IntegerConv
+from .states import run
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 
@@ -61,6 +62,15 @@ class Deployed(nn.Module):
                         rate = mean_over_time(site.module.neuron.decode(state.x), self.time_steps)
                         rates.setdefault(site.name, []).append(rate)
         return {name: torch.cat(parts) for name, parts in rates.items()}
+
+    @torch.inference_mode()
+    def finish(self, index: int, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the logits [B, classes] for spikes in {-1, 0, 1}, [T·B, ...], in front of site `index`."""
+        *_, (_, last) = self.units()
+        coded = [None if x is None else (x + self.zero).to(last.neuron.dtype) for x in (spikes, residual)]
+        with torch.autocast(spikes.device.type, enabled=False):
+            fired = run(self.sites[index:], State(*coded)).x
+            return self.head(self.pool(mean_over_time(last.neuron.decode(fired), self.time_steps)))
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from models import Network, State, Unit, mean_over_time
 from quant import quantized_once
 
+from .deploy import deploy
 from .rate import unit_rate
 from .states import Packed, advance, run, unpacked
 
@@ -28,6 +29,7 @@ class FinetuneConfig:
         online: draw fresh batches in each pass and run the network up to the unit (published; O(L²) in the number of
             units). Otherwise the batches are drawn once and their states advance unit by unit: O(L), in the memory of
             one byte per spike and ANN activation.
+        compile: run the check images through a deployment, see `deploy`; the plain layers do it otherwise.
     """
 
     epochs: int = 1
@@ -36,6 +38,7 @@ class FinetuneConfig:
     weight_decay: float = 1e-4
     force: bool = False
     online: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,13 @@ class _Tuner:
     def _accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
         hits = total = 0
+        deployed = deploy(self.snn) if self.config.compile else None
         with quantized_once(self.snn):
             for packed, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
-                logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
+                if deployed is None:
+                    logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
+                else:
+                    logits = deployed.finish(index, packed.x, packed.residual)
                 hits += (logits.argmax(1) == labels).sum().item()
                 total += len(labels)
         return 100 * hits / max(total, 1)
