@@ -19,13 +19,13 @@ def weight_integers(conv: nn.Module) -> tuple[Tensor, Tensor]:
 
     Weights that are not APoT-quantized are their own numerators; a linear layer is a 1x1 convolution.
     """
-    quantizer = getattr(conv, "weight_quantizer", None)
-    weight = conv.weight if quantizer is None else quantizer(conv.weight)
-    step = torch.ones((), dtype=torch.float64, device=weight.device)
-    weight = weight.detach().double()
+    quantizer = getattr(conv, "weight_quantizer", nn.Identity())
+    step = torch.ones((), dtype=torch.float64, device=conv.weight.device)
     if isinstance(quantizer, APoTWeight):
         step = quantizer.alpha.detach().double() / quantizer.denominator
-        weight = (weight / step).round()
+        weight = (quantizer(conv.weight).detach().double() / step).round()
+    else:
+        weight = quantizer(conv.weight.detach().double())  # 8-bit weights: in float32 their product with the step is rounded
     return (weight[..., None, None] if weight.dim() == 2 else weight), step
 
 
