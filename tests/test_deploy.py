@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
+from models import State
 from quant import APoTWeight, calibrate_, compiled, quantize_
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.fused import fire, neuron_constants
+from snn_layers.states import advance
 from utils.checkpoint import load_network
 from utils.cifar import TensorLoader, load_images
 
@@ -80,6 +82,17 @@ def test_logits_are_those_of_the_network_whatever_the_chunk(quantized):
     for chunk in (None, 1, 2, 5):
         for integer in (False, True):
             torch.testing.assert_close(deploy(snn, integer, chunk, compile=False)(NOISE), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("integer", [False, True])
+def test_a_pass_can_start_at_any_unit(quantized, integer):
+    snn = to_spiking(quantized)
+    network = deploy(snn, integer, compile=False)
+    expected = snn(NOISE)
+    for index in range(1, len(snn.sites())):
+        packed = advance(State(NOISE), snn.sites(), 0, index, levels=1)
+        torch.testing.assert_close(network.finish(index, packed.x, packed.residual), expected, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
