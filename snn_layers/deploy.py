@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models import Network, Site, State, Unit, mean_over_time
+from models import Network, Site, State, Unit
 from quant import APoTWeight
 
 from .deployed_units import Convolution, EncodingUnit, SpikingUnit
@@ -59,8 +59,7 @@ class Deployed(nn.Module):
                 for site in self.sites:
                     state = site(state)
                     if site.name == last or (every and hasattr(site.module, "neuron")):
-                        rate = mean_over_time(site.module.neuron.decode(state.x), self.time_steps)
-                        rates.setdefault(site.name, []).append(rate)
+                        rates.setdefault(site.name, []).append(site.module.neuron.rate(state.x))
         return {name: torch.cat(parts) for name, parts in rates.items()}
 
     @torch.inference_mode()
@@ -70,7 +69,7 @@ class Deployed(nn.Module):
         coded = [None if x is None else (x + self.zero).to(last.neuron.dtype) for x in (spikes, residual)]
         with torch.autocast(spikes.device.type, enabled=False):
             fired = run(self.sites[index:], State(*coded)).x
-            return self.head(self.pool(mean_over_time(last.neuron.decode(fired), self.time_steps)))
+            return self.head(self.pool(last.neuron.rate(fired)))
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""

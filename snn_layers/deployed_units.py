@@ -61,6 +61,15 @@ class FusedNeuron(nn.Module):
         """Return s·θ for what `forward` put out, as `IFNeuron` does."""
         return (spikes.float() - self.zero) * self.threshold
 
+    def rate(self, spikes: Tensor) -> Tensor:
+        """Return the mean output θ · firing rate [B, C, H, W] for what `forward` put out; counts are added as they come."""
+        if self.dtype == torch.uint8 and (1 + self.zero) * self.time_steps > torch.iinfo(self.dtype).max:
+            spikes = spikes.short()
+        total, *rest = spikes.unflatten(0, (self.time_steps, -1))
+        for later in rest:
+            total = total + later
+        return (total.float() - self.zero * self.time_steps) * (self.threshold / self.time_steps)
+
 
 class EncodingUnit(nn.Module):
     """The first unit: images are no integers, but their current is constant over time: once, in float64."""

@@ -198,7 +198,7 @@ def unit_loss(unit: Unit, state: State, target: Tensor, time_steps: int) -> Tens
     with torch.no_grad():
         spike_rate = mean_over_time(unit(state.x, state.residual), time_steps)
     residual = None if state.residual is None else mean_over_time(state.residual, time_steps)
-    return F.mse_loss(unit_rate(unit, mean_over_time(state.x, time_steps), residual, spike_rate, time_steps), target)
+    return F.mse_loss(unit_rate(unit, mean_over_time(state.x, time_steps), residual, spike_rate), target)
 
 
 def _snapshot(unit: Unit, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantize_activation
+from quant import replace_activation
 
 from .deploy import deploy
 
@@ -29,7 +29,7 @@ def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) ->
     state = State(images)
     for site in snn.sites():
         if isinstance(site.module, Unit):
-            rate = unit_rate(site.module, state.x, state.residual if site.joins else None, spike_rates[site.name], snn.time_steps)
+            rate = unit_rate(site.module, state.x, state.residual if site.joins else None, spike_rates[site.name])
             state = State(rate, state.x if site.opens_block else None)
         else:
             state = site(state)
@@ -47,14 +47,13 @@ def firing_rates(snn: Network, images: Tensor) -> dict[str, Tensor]:
     return rates
 
 
-def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor, time_steps: int) -> Tensor:
+def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor) -> Tensor:
     """Return `spike_rate` [B, ...], ȳ, with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach().
 
     Args:
         x, residual: mean spike input of the unit, x̄ [B, ...]; the residual where it joins one.
     """
-    rate = quantize_activation(unit.current(x, residual), unit.activation.threshold.detach(), time_steps)
-    return rate + (spike_rate - rate).detach()
+    return replace_activation(unit.current(x, residual), unit.activation.threshold.item(), spike_rate)
 
 
 class RateNetwork(nn.Module):

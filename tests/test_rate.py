@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import models
+from quant import calibrate_, quantize_
 from snn_layers import RateNetwork, deploy, own_parameters_, rate_logits, to_spiking
 from snn_layers.rate import firing_rates
 
@@ -66,3 +68,15 @@ def test_both_ways_give_the_same_gradients(quantized):
         grads.append(quantized.body[5].part1.conv.weight.grad.clone())
     assert grads[0].abs().max() > 0
     torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-4)
+
+
+@torch.no_grad()
+def test_counts_of_many_steps_do_not_overflow_a_byte():
+    """255 spikes a neuron, each stored as 2."""
+    torch.manual_seed(0)
+    network = quantize_(models.build("resnet20"), 8, weight_bit=3)
+    snn = to_spiking(calibrate_(network, torch.randn(8, 3, 32, 32)))
+    deployed = deploy(snn, integer=True, compile=False)
+    expected = firing_rates(copy.deepcopy(snn).double(), IMAGES[:1])
+    for name, rate in deployed.firing_rates(IMAGES[:1].float()).items():
+        torch.testing.assert_close(rate.double(), expected[name], rtol=1e-6, atol=1e-6)
