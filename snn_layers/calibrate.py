@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from models import Network, State, Unit, mean_over_time
+from models import Network, State, Unit
 from quant import quantized_once
 
+from .deploy import deploy
 from .finetune import own_parameters_
-from .states import Packed, advance, unpacked
+from .states import Packed, advance, spikes_as_bytes, unpacked
 
 CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory
 
@@ -29,17 +30,19 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
     networks calibration", ICML 2021, section 4.1; the rates are those of the neurons here.
     """
     own_parameters_(snn)
-    sites, ann_sites = snn.sites(), ann.sites()
-    spikes: list[State | Packed] = [State(chunk) for chunk in images.split(CHUNK)]
-    activations = list(spikes)
-    with quantized_once(snn), quantized_once(ann):
-        for index, site in enumerate(sites):
+    deployed, ann_sites = deploy(snn, compile=False), ann.sites()
+    spikes = [State(chunk) for chunk in images.split(CHUNK)]
+    activations: list[State | Packed] = list(spikes)
+    with quantized_once(ann):
+        for index, site in enumerate(snn.sites()):
             activations = [advance(state, ann_sites, index, index + 1, snn.time_steps) for state in activations]
             for _ in range(rounds if isinstance(site.module, Unit) and index > 0 else 0):
                 shift = torch.zeros_like(site.module.bn.bias)
                 for before, target in zip(spikes, activations, strict=True):
-                    error = unpacked(target).x - mean_over_time(site(unpacked(before)).x, snn.time_steps)
+                    fired = deployed.advance(before, index, index + 1)
+                    error = unpacked(target).x - deployed.sites[index].module.neuron.rate(fired.x)
                     shift += error.transpose(0, 1).flatten(1).mean(1) * len(error) / len(images)
                 site.module.bn.bias += shift
-            spikes = [advance(state, sites, index, index + 1, 1) for state in spikes]
+                deployed.update_(index, site.module)
+            spikes = [spikes_as_bytes(deployed.advance(state, index, index + 1)) for state in spikes]
     return snn

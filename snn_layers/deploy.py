@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models import Network, Site, State, Unit
+from models import Network, State, Unit
 from quant import APoTWeight
 
-from .deployed_units import Convolution, EncodingUnit, SpikingUnit
+from .deployed_units import Convolution, EncodingUnit, FusedNeuron, SpikingUnit
 from .integer import LARGEST, FloatConv, IntegerConv
 from .states import run
 
@@ -23,24 +23,28 @@ class Deployed(nn.Module):
     def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool):
         super().__init__()
         self.time_steps, self.chunk, self.zero = snn.time_steps, chunk, convolution.zero
-        self.sites: list[Site] = []
-        thetas: list[float] = []
-        for site in snn.sites():
-            module = site.module
-            if isinstance(module, Unit):
-                theta = module.activation.threshold.item()
-                if thetas:
-                    module = SpikingUnit(module, thetas[-1], thetas[-2] if site.joins else None, convolution, fused)
-                else:
-                    module = EncodingUnit(module, convolution, fused)
-                thetas.append(theta)
-            self.sites.append(replace(site, module=module))
+        self.convolution, self.fused = convolution, fused
+        self.sites = snn.sites()
         self.body = nn.ModuleList(site.module for site in self.sites)
+        for index, site in enumerate(self.sites):
+            if isinstance(site.module, Unit):
+                self.update_(index, site.module)
         self.pool, self.head = snn.pool, nn.Linear(snn.head.in_features, snn.head.out_features, device="meta")
         quantizer = getattr(snn.head, "weight_quantizer", nn.Identity())
-        self.head.weight = nn.Parameter(quantizer(snn.head.weight).detach().clone())
-        self.head.bias = nn.Parameter(snn.head.bias.detach().clone())
+        self.head.weight = nn.Parameter(quantizer(snn.head.weight).detach().float().clone())
+        self.head.bias = nn.Parameter(snn.head.bias.detach().float().clone())
         self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update_(self, index: int, unit: Unit) -> None:
+        """Take over what the unit at a site has learned, in place; its threshold stays."""
+        thetas = [neuron.threshold for neuron in self._neurons(index)]
+        if thetas:
+            residual_theta = thetas[-2] if self.sites[index].joins else None
+            module = SpikingUnit(unit, thetas[-1], residual_theta, self.convolution, self.fused)
+        else:
+            module = EncodingUnit(unit, self.convolution, self.fused)
+        self.sites[index], self.body[index] = replace(self.sites[index], module=module), module
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
@@ -53,23 +57,32 @@ class Deployed(nn.Module):
         """Return the mean output θ · firing rate [B, ...] of the last unit, or of `every` unit, by name."""
         rates: dict[str, list[Tensor]] = {}
         *_, (last, _) = self.units()
-        with torch.autocast(images.device.type, enabled=False):  # half precision has too few bits for the sums
-            for part in images.split(self.chunk or self.fitting_chunk(images)):
-                state = State(part)
-                for site in self.sites:
-                    state = site(state)
-                    if site.name == last or (every and hasattr(site.module, "neuron")):
-                        rates.setdefault(site.name, []).append(site.module.neuron.rate(state.x))
+        for part in images.split(self.chunk or self.fitting_chunk(images)):
+            state = State(part)
+            for index, site in enumerate(self.sites):
+                state = self.advance(state, index, index + 1)
+                if site.name == last or (every and hasattr(site.module, "neuron")):
+                    rates.setdefault(site.name, []).append(site.module.neuron.rate(state.x))
         return {name: torch.cat(parts) for name, parts in rates.items()}
 
+    @torch.no_grad()
+    def advance(self, state: State, start: int, stop: int) -> State:
+        """Run the sites [start, stop): a state is images, or spikes + zero [T·B, ...] as a unit puts them out."""
+        with torch.autocast(state.x.device.type, enabled=False):  # half precision has too few bits for the sums
+            return run(self.sites[start:stop], state)
+
+    @torch.no_grad()
+    def mean_input(self, state: State, index: int) -> State:
+        """Return the state in front of a site as firing rates times θ, x̄ [B, ...]: what an ANN's unit takes."""
+        *before, neuron = self._neurons(index)
+        # An open block's residual is what the unit before the last one put out.
+        return State(neuron.rate(state.x), None if state.residual is None else before[-1].rate(state.residual))
+
     @torch.inference_mode()
-    def finish(self, index: int, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the logits [B, classes] for spikes in {-1, 0, 1}, [T·B, ...], in front of site `index`."""
-        *_, (_, last) = self.units()
-        coded = [None if x is None else (x + self.zero).to(last.neuron.dtype) for x in (spikes, residual)]
-        with torch.autocast(spikes.device.type, enabled=False):
-            fired = run(self.sites[index:], State(*coded)).x
-            return self.head(self.pool(last.neuron.rate(fired)))
+    def finish(self, state: State, index: int) -> Tensor:
+        """Return the logits [B, classes] for a state in front of a site."""
+        end = len(self.sites)
+        return self.head(self.pool(self.mean_input(self.advance(state, index, end), end).x))
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
@@ -84,6 +97,9 @@ class Deployed(nn.Module):
         for site in self.sites:
             if hasattr(site.module, "neuron"):
                 yield site.name, site.module
+
+    def _neurons(self, index: int) -> list[FusedNeuron]:
+        return [site.module.neuron for site in self.sites[:index] if hasattr(site.module, "neuron")]
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class FusedNeuron(nn.Module):
 
     def rate(self, spikes: Tensor) -> Tensor:
         """Return the mean output θ · firing rate [B, C, H, W] for what `forward` put out; counts are added as they come."""
-        if self.dtype == torch.uint8 and (1 + self.zero) * self.time_steps > torch.iinfo(self.dtype).max:
+        if not spikes.is_floating_point() and (1 + self.zero) * self.time_steps > torch.iinfo(spikes.dtype).max:
             spikes = spikes.short()
         total, *rest = spikes.unflatten(0, (self.time_steps, -1))
         for later in rest:

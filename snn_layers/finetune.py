@@ -13,7 +13,7 @@ from quant import quantized_once
 
 from .deploy import deploy
 from .rate import unit_rate
-from .states import Packed, advance, run, unpacked
+from .states import Packed, advance, run, spikes_as_bytes, unpacked
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -29,7 +29,7 @@ class FinetuneConfig:
         online: draw fresh batches in each pass and run the network up to the unit (published; O(L²) in the number of
             units). Otherwise the batches are drawn once and their states advance unit by unit: O(L), in the memory of
             one byte per spike and ANN activation.
-        compile: run the check images through a deployment, see `deploy`; the plain layers do it otherwise.
+        compile: compile the neuron that fires the kept states and the check images, see `deploy`.
     """
 
     epochs: int = 1
@@ -81,12 +81,13 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items))
     results = []
     units = [index for index, site in enumerate(tuner.snn_sites) if isinstance(site.module, Unit)]
-    for unit_index, site_index in enumerate(units):
-        if unit_index < first:
-            continue
-        results.append(tuner.tune(site_index))
-        if on_unit is not None:
-            on_unit(unit_index, results[-1])
+    with quantized_once(ann):
+        for unit_index, site_index in enumerate(units):
+            if unit_index < first:
+                continue
+            results.append(tuner.tune(site_index))
+            if on_unit is not None:
+                on_unit(unit_index, results[-1])
     return results
 
 
@@ -98,15 +99,20 @@ def own_parameters_(network: Network) -> None:
 
 
 class _Tuner:
-    """The states of both networks in front of the unit that is tuned, and the tuning of one unit."""
+    """The states of both networks around the unit that is tuned, and the tuning of one unit.
+
+    The kept spikes are those of a deployment that takes over each unit as it learns.
+    """
 
     def __init__(self, snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig,
                  bar: Callable[[Iterable, str], Iterable]):
         self.snn, self.ann, self.batches, self.check, self.config, self.bar = snn, ann, batches, check, config, bar
         self.snn_sites, self.ann_sites = snn.sites(), ann.sites()
-        # (SNN, ANN) states of the training batches, and (SNN state, labels) of the check batches, with their positions.
-        self.states: list[tuple[State | Packed, State | Packed]] | None = None
-        self.check_states: list[tuple[State | Packed, Tensor]] | None = None
+        self.deployed = deploy(snn, compile=config.compile)
+        # Of the training batches the SNN's states in front of the unit and the ANN's behind it; of the check batches the
+        # SNN's states and the labels; with the site in front of which they are.
+        self.states: list[tuple[State, State | Packed]] | None = None
+        self.check_states: list[tuple[State, Tensor]] | None = None
         self.position = self.check_position = 0
         self.accuracy: float | None = None  # of the network as it is; None before the first measurement
 
@@ -126,6 +132,7 @@ class _Tuner:
                 best, kept, kept_epochs = accuracy, _snapshot(unit, optimizer), epoch + 1
             else:
                 unit.load_state_dict(kept[0])
+                self.deployed.update_(index, unit)
                 optimizer.load_state_dict(deepcopy(kept[1]))  # it would go on in the snapshot's momentum
         self.accuracy = best
         return TunedUnit(site.name, before, best, kept_epochs, tuple(losses))
@@ -133,72 +140,79 @@ class _Tuner:
     def _epoch(self, index: int, epoch: int, optimizer: torch.optim.Optimizer) -> float:
         """Train the unit for one pass; return its mean loss."""
         unit, total, count = self.snn_sites[index].module, 0.0, 0
-        for state, ann_state in self._inputs(index, epoch):
-            with torch.no_grad():
-                target = self.ann_sites[index](ann_state).x
-            loss = unit_loss(unit, state, target, self.snn.time_steps)
+        for mean_input, spike_rate, target in (self._online if self.config.online else self._kept)(index, epoch):
+            loss = unit_loss(unit, mean_input, spike_rate, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             total, count = total + loss.item(), count + 1
+        self.deployed.update_(index, unit)
         return total / max(count, 1)
 
     @torch.no_grad()
-    def _inputs(self, index: int, epoch: int) -> Iterator[tuple[State, State]]:
-        """Yield the states of SNN and ANN in front of site `index`, batch by batch."""
-        name = f"{self.snn_sites[index].name}, epoch {epoch + 1}/{self.config.epochs}"
-        if self.config.online:
-            if hasattr(self.batches, "set_epoch"):
-                self.batches.set_epoch(index * self.config.epochs + epoch)
-            for images, _ in self.bar(self.batches, name):
-                yield run(self.snn_sites[:index], State(images)), run(self.ann_sites[:index], State(images))
-            return
+    def _online(self, index: int, epoch: int) -> Iterator[tuple[State, Tensor, Tensor]]:
+        """Yield the unit's mean input x̄, its spike output's mean ȳ and the ANN's output, batch by batch, run from images."""
+        if hasattr(self.batches, "set_epoch"):
+            self.batches.set_epoch(index * self.config.epochs + epoch)
+        for images, _ in self.bar(self.batches, self._name(index, epoch)):
+            state = run(self.snn_sites[:index], State(images))
+            spikes = self.snn_sites[index](state).x
+            means = [None if x is None else mean_over_time(x, self.snn.time_steps) for x in (state.x, state.residual, spikes)]
+            yield State(*means[:2]), means[2], run(self.ann_sites[:index + 1], State(images)).x
+
+    @torch.no_grad()
+    def _kept(self, index: int, epoch: int) -> Iterator[tuple[State, Tensor, Tensor]]:
+        """Yield what `_online` does, from the kept states, which advance to this unit first."""
+        unit = self.snn_sites[index].module
         if self.states is None:
             self.states = [(State(images), State(images)) for images, _ in self.batches]
         start, self.position = self.position, index
-        for number, (snn, ann) in enumerate(self.bar(self.states, name)):
-            # The packed states replace the old ones one batch at a time: both lists together would need twice the memory.
-            self.states[number] = (advance(snn, self.snn_sites, start, index, 1),
-                                   advance(ann, self.ann_sites, start, index, self.snn.time_steps))
-            yield tuple(unpacked(state) for state in self.states[number])
+        behind = start + 1 if start else 0
+        for number, (snn, ann) in enumerate(self.bar(self.states, self._name(index, epoch))):
+            # The advanced states replace the old ones one batch at a time: both lists together would need twice the memory.
+            snn = self._spikes(snn, start, index)
+            ann = advance(ann, self.ann_sites, behind, index + 1, self.snn.time_steps)
+            self.states[number] = snn, ann
+            target = unpacked(ann).x
+            self.deployed.update_(index, unit)
+            fired = self.deployed.advance(snn, index, index + 1)
+            mean, spike_rate = self.deployed.mean_input(snn, index), self.deployed.sites[index].module.neuron.rate(fired.x)
+            tensors = (mean.x, mean.residual, spike_rate)
+            x, residual, spike_rate = (None if tensor is None else tensor.to(target.dtype) for tensor in tensors)
+            yield State(x, residual), spike_rate, target
 
-    @torch.no_grad()
+    def _spikes(self, state: State, start: int, stop: int) -> State:
+        return spikes_as_bytes(self.deployed.advance(state, start, stop)) if stop > start else state
+
+    def _name(self, index: int, epoch: int) -> str:
+        return f"{self.snn_sites[index].name}, epoch {epoch + 1}/{self.config.epochs}"
+
     def _advance_check(self, index: int) -> None:
         if self.check_states is None:
             self.check_states = [(State(images), labels) for images, labels in self.check]
         for number, (state, labels) in enumerate(self.check_states):
-            self.check_states[number] = (advance(state, self.snn_sites, self.check_position, index, 1), labels)
+            self.check_states[number] = (self._spikes(state, self.check_position, index), labels)
         self.check_position = index
 
-    @torch.no_grad()
     def _accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
         hits = total = 0
-        deployed = deploy(self.snn) if self.config.compile else None
-        with quantized_once(self.snn):
-            for packed, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
-                if deployed is None:
-                    logits = self.snn.readout(run(self.snn_sites[index:], unpacked(packed)).x)
-                else:
-                    logits = deployed.finish(index, packed.x, packed.residual)
-                hits += (logits.argmax(1) == labels).sum().item()
-                total += len(labels)
+        for state, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
+            hits += (self.deployed.finish(state, index).argmax(1) == labels).sum().item()
+            total += len(labels)
         return 100 * hits / max(total, 1)
 
 
-def unit_loss(unit: Unit, state: State, target: Tensor, time_steps: int) -> Tensor:
-    """Return the squared error of a spiking unit's mean output, with the gradient of the unit as ANN layer.
+def unit_loss(unit: Unit, mean_input: State, spike_rate: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error of a spiking unit's mean output ȳ, with the gradient of the unit as ANN layer.
 
     Args:
         unit: a unit with a neuron.
-        state: spikes in front of it [T·B, ...], with the residual where the unit joins one.
+        mean_input: x̄ [B, ...], with the residual where the unit joins one.
+        spike_rate: ȳ [B, ...], the mean of the unit's spike output.
         target: the ANN's output at this site [B, ...].
-        time_steps: T.
     """
-    with torch.no_grad():
-        spike_rate = mean_over_time(unit(state.x, state.residual), time_steps)
-    residual = None if state.residual is None else mean_over_time(state.residual, time_steps)
-    return F.mse_loss(unit_rate(unit, mean_over_time(state.x, time_steps), residual, spike_rate), target)
+    return F.mse_loss(unit_rate(unit, mean_input.x, mean_input.residual, spike_rate), target)
 
 
 def _snapshot(unit: Unit, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:

@@ -22,8 +22,8 @@ class FloatConv(nn.Module):
         self.stride, self.padding = stride, padding
 
     def forward(self, spikes: Tensor) -> Tensor:
-        """Map spikes [T·B, C, H, W] to accumulators [T·B, C', H', W'] float32."""
-        return F.conv2d(spikes, self.weight, None, self.stride, self.padding)
+        """Map spikes [T·B, C, H, W], bytes or not, to accumulators [T·B, C', H', W'] float32."""
+        return F.conv2d(spikes.float(), self.weight, None, self.stride, self.padding)
 
 
 class IntegerConv(nn.Module):

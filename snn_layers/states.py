@@ -10,7 +10,7 @@ from models import Network, Site, State, Unit
 
 @dataclass(frozen=True)
 class Packed:
-    """A state whose tensors are small integers times a step: spikes in units of θ, ANN activations in units of θ/T."""
+    """A state of an ANN whose tensors are 0..255 times a step, θ/T of the unit that put them out."""
 
     x: Tensor
     residual: Tensor | None
@@ -24,14 +24,19 @@ class Packed:
 
 
 def pack(state: State, step: Tensor, residual_step: Tensor | None) -> Packed:
-    """Store a state whose values are -1..255 steps as one byte per value."""
+    """Store a state whose values are 0..255 steps as one byte per value."""
     residual = None if state.residual is None else _to_bytes(state.residual, residual_step)
     return Packed(_to_bytes(state.x, step), residual, step, residual_step)
 
 
 def _to_bytes(values: Tensor, step: Tensor) -> Tensor:
-    counts = (values / step).round_()
-    return counts.to(torch.int8 if counts.min() < 0 else torch.uint8)
+    return (values / step).round_().to(torch.uint8)
+
+
+def spikes_as_bytes(state: State) -> State:
+    """Store the spikes of a deployed network as one byte per value."""
+    tensors = (state.x, state.residual)
+    return State(*(x.to(torch.int8) if x is not None and x.is_floating_point() else x for x in tensors))
 
 
 def unpacked(state: State | Packed) -> State:
@@ -47,10 +52,10 @@ def run(sites: list[Site], state: State) -> State:
 
 
 def advance(state: State | Packed, sites: list[Site], start: int, stop: int, levels: int) -> State | Packed:
-    """Run sites[start:stop] and pack the result.
+    """Run sites[start:stop] of an ANN and pack the result.
 
     Args:
-        levels: values of an activation between 0 and θ: 1 for spikes, T for an ANN.
+        levels: T, the values of an activation between 0 and θ.
     """
     if start == stop:
         return state
@@ -62,10 +67,11 @@ def advance(state: State | Packed, sites: list[Site], start: int, stop: int, lev
 
 @torch.no_grad()
 def state_bytes(snn: Network, ann: Network, images: Tensor) -> int:
-    """Return the bytes that the packed states of SNN and ANN for these images take, at the widest site."""
-    largest, states = 0, [State(images), State(images)]
-    for sites in zip(snn.sites(), ann.sites(), strict=True):
-        states = [site(state) for site, state in zip(sites, states, strict=True)]
-        tensors = [tensor for state in states for tensor in (state.x, state.residual) if tensor is not None]
-        largest = max(largest, sum(tensor.numel() for tensor in tensors))
+    """Return the bytes that the stored states of these images take at most: the SNN's in front of a unit, the ANN's behind it."""
+    before = after = 0
+    largest, state = 0, State(images)
+    for site in ann.sites():
+        state = site(state)
+        before, after = after, sum(tensor.numel() for tensor in (state.x, state.residual) if tensor is not None)
+        largest = max(largest, snn.time_steps * before + after)
     return largest

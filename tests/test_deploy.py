@@ -13,7 +13,6 @@ from models import State
 from quant import APoTWeight, calibrate_, compiled, quantize_
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.fused import fire, neuron_constants
-from snn_layers.states import advance
 from utils.checkpoint import load_network
 from utils.cifar import TensorLoader, load_images
 
@@ -87,12 +86,23 @@ def test_logits_are_those_of_the_network_whatever_the_chunk(quantized):
 @torch.no_grad()
 @pytest.mark.parametrize("integer", [False, True])
 def test_a_pass_can_start_at_any_unit(quantized, integer):
+    network = deploy(to_spiking(quantized), integer, compile=False)
+    expected = network(NOISE)
+    for index in range(len(network.sites)):
+        torch.testing.assert_close(network.finish(network.advance(State(NOISE), 0, index), index), expected)
+
+
+@torch.no_grad()
+def test_an_update_is_a_new_deployment_of_one_unit(quantized):
     snn = to_spiking(quantized)
-    network = deploy(snn, integer, compile=False)
-    expected = snn(NOISE)
-    for index in range(1, len(snn.sites())):
-        packed = advance(State(NOISE), snn.sites(), 0, index, levels=1)
-        torch.testing.assert_close(network.finish(index, packed.x, packed.residual), expected, rtol=1e-3, atol=1e-3)
+    network = deploy(snn, compile=False)
+    site = snn.sites()[4]
+    site.module.bn.bias += 0.3
+    site.module.conv.weight.normal_()
+    before = network(NOISE)
+    network.update_(4, site.module)
+    assert not torch.allclose(network(NOISE), before)
+    assert torch.equal(network(NOISE), deploy(snn, compile=False)(NOISE))
 
 
 @torch.no_grad()
