@@ -1,8 +1,10 @@
-"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and evaluate both, side by side.
+r"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and evaluate both, side by side.
 
     python snn.py --arch alex --bit 3 -id 2 -e -u --init result/alex_3bit/model_best.pth.tar
     python snn.py --arch resnet20 --bit 3 -e --init result/resnet20_3bit_ft/model_best.pth.tar
     python snn.py --arch resnet20 --bit 2 --delay 1
+    python -m torch.distributed.launch --nproc_per_node=4 snn.py -a alexnet -b 256 -e -u --bit 3 \
+        --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
 With -e on the test set; without it on a fixed subset of the training images, so that neuron and delay can be chosen
 without a look at the test set.
@@ -18,7 +20,7 @@ from quant import quantized_once
 from snn_layers import Deployed, LayerMonitor, latency, layer_table
 from utils import cli, script
 from utils.checkpoint import read_checkpoint
-from utils.cifar import TensorLoader, load_images
+from utils.data import Data, Loader
 from utils.engine import autocast, progress_bar
 from utils.metrics import Meter
 
@@ -32,9 +34,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def compare(ann: Network, snn: Network | Deployed, batches: TensorLoader, args: argparse.Namespace) -> dict[str, Any]:
+def compare(ann: Network, snn: Network | Deployed, batches: Loader, args: argparse.Namespace) -> dict[str, Any]:
     """Run both networks on the same batches; return their scores and the statistics of the layers."""
-    meters = {"ann": Meter(batches.labels.device), "snn": Meter(batches.labels.device)}
+    meters = {"ann": Meter(batches.device), "snn": Meter(batches.device)}
     with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
         for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", args.limit):
             with autocast(images.device, args.amp):
@@ -60,19 +62,18 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
     args = parse(argv)
-    device = script.set_up(args)
-    ann = script.place(script.load_quantized(args), args, device)
-    snn = script.spiking(args, ann)
-    if args.calibrate:
-        train_set = load_images(args.dataset, args.data, train=True)
-        script.calibrate(args, snn, ann, script.loader(args, train_set, device, augment=True))
-    images = load_images(args.dataset, args.data, train=not args.evaluate)
-    batches = script.loader(args, images, device, limit=None if args.evaluate else cli.CHECK_IMAGES)
-    network = script.fast(args, snn, batches)
-    with script.profiled(args):
-        result = compare(ann, network, batches, args)
-    result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
-    report(args, snn, result)
+    with script.session(args) as device:
+        data = Data(args, device)
+        ann = script.place(script.load_quantized(args, data), args, device)
+        snn = script.spiking(args, ann)
+        if args.calibrate:
+            script.calibrate(args, snn, ann, data.batches(train=True, augment=True))
+        batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
+        network = script.fast(args, snn, batches)
+        with script.profiled(args):
+            result = compare(ann, network, batches, args)
+        result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
+        report(args, snn, result)
     return result
 
 

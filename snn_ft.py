@@ -1,8 +1,10 @@
-"""Convert a quantized network to a spiking one and fine-tune it: layer by layer towards its ANN, or as a whole.
+r"""Convert a quantized network to a spiking one and fine-tune it: layer by layer towards its ANN, or as a whole.
 
     python snn_ft.py --arch alex --bit 3 -id 2 -n 8 --init result/alex_3bit/model_best.pth.tar
     python snn_ft.py --arch resnet20 --bit 2 --method global
     python snn_ft.py --arch resnet20 --bit 2 -u --resume
+    python -m torch.distributed.launch --nproc_per_node=4 snn_ft.py -a alexnet -b 128 --bit 3 \
+        --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
 Whether a unit's new state is kept is decided on training images without augmentation, never on the test set. The result
 goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned) and loads in snn.py.
@@ -21,7 +23,8 @@ from models import Network
 from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, finetune, latency, own_parameters_, state_bytes
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
-from utils.cifar import TensorLoader, load_images
+from utils.data import Data, Loader
+from utils.distributed import average_, parallel
 from utils.engine import autocast, epoch_rate, evaluate, progress_bar, sgd, train_epoch
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied
@@ -49,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="layerwise: GB for the spikes in front of the unit; what does not fit goes --online (default: 8)")
     add("--teacher", action="store_true", help="global: learn the ANN's probabilities instead of the labels")
     add("--resume", action="store_true", help="go on after the last finished unit or epoch")
-    cli.add_training_flags(parser)
+    cli.add_optimizer_flags(parser)
     return defaults(cli.resolve(parser.parse_args(argv)))
 
 
@@ -72,8 +75,8 @@ class Session:
 
     ann: Network
     snn: Network
-    batches: TensorLoader
-    check: TensorLoader
+    batches: Loader
+    check: Loader
     history: list[dict[str, Any]]
     optimizer_state: dict[str, Any] | None
     save: Callable[..., None]
@@ -82,7 +85,7 @@ class Session:
 def layerwise(args: argparse.Namespace, session: Session) -> None:
     """Tune unit by unit towards the ANN, saving after each."""
     began = time.monotonic()
-    count = len(session.batches.labels)
+    count = session.batches.count
     needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
     online = args.online or needed > args.cache
     if online and not args.online:
@@ -91,21 +94,21 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
     def on_unit(index: int, unit: TunedUnit) -> None:
         session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
         session.save()
-        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {len(session.check.labels)} "
+        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.count} "
               f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
               f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
 
     config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online,
                             script.compiles(args, session.snn, session.batches) and not args.reference)
     first = session.history[-1]["unit"] + 1 if session.history else 1
-    with autocast(session.batches.labels.device, args.amp, cache=False):
-        finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar)
+    with autocast(session.batches.device, args.amp, cache=False):
+        finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar, average_)
 
 
 def globally(args: argparse.Namespace, session: Session) -> None:
     """Train the whole network, spikes forward and rates backward, saving after each epoch; the last one counts."""
     own_parameters_(session.snn)
-    network = RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches))
+    network = parallel(RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches)))
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if session.optimizer_state:
         optimizer.load_state_dict(session.optimizer_state)
@@ -129,12 +132,15 @@ def globally(args: argparse.Namespace, session: Session) -> None:
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
     path = script.run_path(args, "_ft" + "_global" * (args.method == "global") + "_unsigned" * args.unsigned)
+    script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
-    refuse_occupied(path, args.resume, args.overwrite)
-    ann = script.place(script.load_quantized(args), args, device)
+    refuse_occupied(path, bool(state), args.overwrite)
+    data = Data(args, device)
+    ann = script.place(script.load_quantized(args, data), args, device)
     tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else ann
     snn = script.spiking(args, tuned)
-    batches, check, test_batches = loaders(args, device)
+    batches = data.batches(train=True, augment=True, limit=args.calib or None)
+    check, test_batches = data.batches(train=True, limit=args.check_images), data.batches(train=False)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
     def score(network: Network, name: str) -> float:
@@ -179,18 +185,10 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     return state
 
 
-def loaders(args: argparse.Namespace, device: torch.device) -> tuple[TensorLoader, TensorLoader, TensorLoader]:
-    """Return the augmented training batches, the check batches (training images as they are) and the test batches."""
-    train_set, test_set = (load_images(args.dataset, args.data, train=split) for split in (True, False))
-    return (script.loader(args, train_set, device, augment=True, limit=args.calib or None),
-            script.loader(args, train_set, device, limit=args.check_images), script.loader(args, test_set, device))
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
     args = parse(argv)
-    device = script.set_up(args)
-    with script.profiled(args):
+    with script.session(args) as device, script.profiled(args):
         return tune(args, device)
 
 

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from models import Network
@@ -71,8 +72,11 @@ class LayerMonitor:
         self.sums[name] += sums.double().cpu()
 
     def statistics(self) -> list[LayerStatistics]:
-        """Return the statistics of the layers in forward order, over all that ran so far."""
+        """Return the statistics of the layers in forward order, over all that ran so far, in all processes."""
         rows = []
+        if dist.is_initialized():
+            for sums in self.sums.values():
+                dist.all_reduce(sums)
         for name, sums in self.sums.items():
             spikes, negative, error, count = sums.tolist()
             rate, share = spikes / max(count, 1), max(negative, 0) / max(spikes, 1)

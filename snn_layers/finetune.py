@@ -54,7 +54,8 @@ class TunedUnit:
 
 def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig | None = None,
              first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
-             bar: Callable[[Iterable, str], Iterable] | None = None) -> list[TunedUnit]:
+             bar: Callable[[Iterable, str], Iterable] | None = None,
+             average_: Callable[[Iterable[Tensor]], None] | None = None) -> list[TunedUnit]:
     """Tune the hidden units of `snn`, in place, in forward order; never the first unit, never the head.
 
     For a unit with spike input S: x̄ = mean_T S, ȳ = mean_T of its spike output, o = the unit as ANN layer on x̄ with BN in
@@ -69,6 +70,8 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         first: index of the unit to start with, to go on after an interruption.
         on_unit: called with (index, result) after each unit.
         bar: called with (items, name), returns the items; shows the progress of a pass.
+        average_: called with tensors that it is to average, in place, over processes that tune on parts of the batches: the
+            gradients of the unit, and counts. Nothing else is exchanged, and all processes keep the same weights.
 
     Returns:
         one result per tuned unit.
@@ -78,7 +81,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     config = config or FinetuneConfig()
     ann = deepcopy(ann).eval().requires_grad_(False)
     own_parameters_(snn.eval())
-    tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items))
+    tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items), average_ or (lambda tensors: None))
     results = []
     units = [index for index, site in enumerate(tuner.snn_sites) if isinstance(site.module, Unit)]
     with quantized_once(ann):
@@ -105,8 +108,9 @@ class _Tuner:
     """
 
     def __init__(self, snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig,
-                 bar: Callable[[Iterable, str], Iterable]):
-        self.snn, self.ann, self.batches, self.check, self.config, self.bar = snn, ann, batches, check, config, bar
+                 bar: Callable[[Iterable, str], Iterable], average_: Callable[[Iterable[Tensor]], None]):
+        self.snn, self.ann, self.batches, self.check, self.config = snn, ann, batches, check, config
+        self.bar, self.average_ = bar, average_
         self.snn_sites, self.ann_sites = snn.sites(), ann.sites()
         self.deployed = deploy(snn, compile=config.compile)
         # Of the training batches the SNN's states in front of the unit and the ANN's behind it; of the check batches the
@@ -144,6 +148,7 @@ class _Tuner:
             loss = unit_loss(unit, mean_input, spike_rate, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            self.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
             optimizer.step()
             total, count = total + loss.item(), count + 1
         self.deployed.update_(index, unit)
@@ -196,11 +201,12 @@ class _Tuner:
 
     def _accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
-        hits = total = 0
+        counts = torch.zeros(2, dtype=torch.float64)  # right ones, all
         for state, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
-            hits += (self.deployed.finish(state, index).argmax(1) == labels).sum().item()
-            total += len(labels)
-        return 100 * hits / max(total, 1)
+            counts[0] += (self.deployed.finish(state, index).argmax(1) == labels).sum().item()
+            counts[1] += len(labels)
+        self.average_([counts])
+        return 100 * (counts[0] / counts[1].clamp(min=1e-9)).item()
 
 
 def unit_loss(unit: Unit, mean_input: State, spike_rate: Tensor, target: Tensor) -> Tensor:

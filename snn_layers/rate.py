@@ -68,6 +68,8 @@ class RateNetwork(nn.Module):
     def __init__(self, snn: Network, deployed: bool = True, compile: bool = True):
         super().__init__()
         self.snn, self.deployed, self.compile = snn.eval(), deployed, compile
+        for _, unit in snn.units():
+            unit.activation.threshold.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "RateNetwork":
         """Keep eval mode."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build
 from quant import quantize_
-from utils.engine import evaluate, learning_rate, sgd, train_epoch
+from utils.engine import MILESTONES, evaluate, learning_rate, sgd, train_epoch
 from utils.errors import UserError
 from utils.metrics import Meter
 
@@ -51,12 +51,12 @@ def test_sums_are_reduced_over_processes(monkeypatch):
 
 
 def test_step_schedule_is_the_published_one():
-    rates = [learning_rate("step", epoch / 300) for epoch in (0, 149, 150, 224, 225, 299)]
+    rates = [learning_rate("step", epoch / 300, MILESTONES["cifar"]) for epoch in (0, 149, 150, 224, 225, 299)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_cosine_schedule_falls_from_one_to_zero():
-    rates = [learning_rate("cosine", part / 10) for part in range(11)]
+    rates = [learning_rate("cosine", part / 10, ()) for part in range(11)]
     assert rates[0] == 1
     assert rates[-1] == pytest.approx(0)
     assert rates == sorted(rates, reverse=True)

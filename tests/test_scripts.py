@@ -9,7 +9,9 @@ import torch
 import main
 import snn
 import snn_ft
+from utils import data, training
 from utils.checkpoint import load_network, read_checkpoint
+from utils.errors import UserError
 from utils.importer import apot_layout, published_names
 
 SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "32"]
@@ -62,7 +64,7 @@ def test_a_finished_run_is_not_overwritten_unless_told(result, tmp_path):
     assert (directory / "model_best.pth.tar").exists()
     main.main(run)  # a smoke test replaces its own directory
     again = [*flags(result), "--epochs", "2"]
-    with pytest.raises(main.UserError, match=r"holds a run already: --resume .* --overwrite"):
+    with pytest.raises(UserError, match=r"holds a run already: --resume .* --overwrite"):
         main.main(again)
     kept = main.main([*again, "--resume"])
     assert kept["last"]["epoch"] == 1
@@ -74,7 +76,7 @@ def test_killed_and_resumed_equals_unbroken(result, tmp_path, monkeypatch):
     run = [*SMALL, "--bit", "3", "--epochs", "3", "--lr", "0.02", "--lr-schedule", "cosine"]
     main.main([*run, *start, "--result", str(tmp_path / "whole")])
 
-    train_one, calls = main.train_one, []
+    train_one, calls = training.train_one, []
 
     def dies_in_the_third(*args):
         calls.append(args)
@@ -82,10 +84,10 @@ def test_killed_and_resumed_equals_unbroken(result, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_one(*args)
 
-    monkeypatch.setattr(main, "train_one", dies_in_the_third)
+    monkeypatch.setattr(training, "train_one", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         main.main([*run, *start, "--result", str(tmp_path / "broken")])
-    monkeypatch.setattr(main, "train_one", train_one)
+    monkeypatch.setattr(training, "train_one", train_one)
     main.main([*run, "--resume", "--result", str(tmp_path / "broken")])
     whole, broken = (read_checkpoint(tmp_path / name / "resnet20_3bit" / "checkpoint.pth.tar") for name in ("whole", "broken"))
     assert all(torch.equal(value, broken["state_dict"][key]) for key, value in whole["state_dict"].items())
@@ -118,8 +120,8 @@ def test_full_delay_scores_what_the_ann_scores(result):
 
 def test_without_e_the_test_set_is_not_read(result, monkeypatch):
     splits = []
-    load = snn.load_images
-    monkeypatch.setattr(snn, "load_images", lambda *args, train: splits.append(train) or load(*args, train=train))
+    load = data.load_images
+    monkeypatch.setattr(data, "load_images", lambda *args: splits.append(args[-1]) or load(*args))
     assert snn.main([*flags(result)])["snn"].count == 1437
     assert splits == [True]
 
@@ -155,7 +157,7 @@ def test_interrupted_finetuning_resumes_with_the_next_unit(result, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             snn_ft.main([*run, "--result", str(tmp_path / "broken")])
     without_init = run[: run.index("--init")]
-    with pytest.raises(main.UserError, match="has delay 0"):
+    with pytest.raises(UserError, match="has delay 0"):
         snn_ft.main([*without_init, "--delay", "1", "--resume", "--result", str(tmp_path / "broken")])
     resumed = snn_ft.main([*without_init, "--resume", "--result", str(tmp_path / "broken")])
     assert resumed["directory"].name == "resnet20_2bit_ft_unsigned"
@@ -196,7 +198,7 @@ def test_published_command_lines_run_as_they_stand(tmp_path, capsys):
 
 
 def test_checkpoints_of_other_data_sets_are_refused(result):
-    with pytest.raises(main.UserError, match="holds dataset digits, not cifar10"):
+    with pytest.raises(UserError, match="holds dataset digits, not cifar10"):
         snn.main(["--arch", "resnet20", "--bit", "2", "--init", str(result / "resnet20_2bit" / "model_best.pth.tar")])
 
 
@@ -206,7 +208,7 @@ def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_pat
     path = tmp_path / "apot.pth.tar"
     torch.save({theirs: state[ours] for ours, theirs in published_names(network, dict(apot_layout(network))).items()}, path)
     for script in (snn, snn_ft, main):
-        with pytest.raises(main.UserError, match="train it first"):
+        with pytest.raises(UserError, match="train it first"):
             script.main([*flags(tmp_path), "--init", str(path), *(["-e"] if script is main else [])])
 
 
@@ -252,7 +254,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     main.main([*run, "--overwrite", "--seed", "1", "--weight-bit", "32"])
     assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
     assert read_checkpoint(tmp_path / "real" / "checkpoint.pth.tar")["args"]["seed"] == 1
-    with pytest.raises(main.UserError, match="choose one"):
+    with pytest.raises(UserError, match="choose one"):
         main.main([*run, "--overwrite", "--resume"])
 
 

@@ -139,6 +139,16 @@ class TensorLoader:
         self.mean = torch.tensor(images.mean, device=device) * 255
         self.inverse_std = 1 / (torch.tensor(images.std, device=device) * 255)
 
+    @property
+    def count(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the batches are."""
+        return self.labels.device
+
     def __len__(self) -> int:
         """Return the number of batches."""
         full, rest = divmod(len(self.labels), self.batch_size)

@@ -8,9 +8,11 @@ import models
 from quant import check_bits
 
 from .errors import UserError
+from .imagenet import LOADERS
 
 MAX_GPUS = 16  # per node; no larger index can be meant
 SMOKE_BATCHES = 10
+DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
 CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
 
 
@@ -51,18 +53,26 @@ def count(low: int, what: str) -> Callable[[str], float]:
     return number(int, low, what=what)
 
 
-def new_parser(description: str | None) -> Parser:
-    """Return a parser with the flags of every script; `description` is the script's docstring."""
+def new_parser(description: str | None, datasets: list[str], batch_size: int = 128) -> Parser:
+    """Return a parser with the flags of every script.
+
+    Args:
+        description: the script's docstring.
+        datasets: those that the script serves; only their families count.
+        batch_size: the default.
+    """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(directories=[], local_rank=None, cifar_type=10, dataset=None)
     add = parser.add_argument
-    add("-a", "--arch", default="alex", help=f"one of {', '.join(models.architectures('cifar10'))} (default: alex)")
+    known = "; ".join(f"{models.family(dataset)}: {', '.join(models.architectures(dataset))}" for dataset in datasets)
+    defaults = " or ".join(DEFAULT_ARCH[models.family(dataset)] for dataset in datasets)
+    add("-a", "--arch", help=f"{known} (default: {defaults})")
     add("--bit", type=bits, default=32, help="bits of activations and weights: 2 to 8; 32 is float (default: 32)")
-    add("-ct", "--cifar-type", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100 (default: 10)")
-    add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="parent of the run directories (default: result)")
-    add("-b", "--batch-size", type=count(1, "batch size"), default=128, help="images per batch (default: 128)")
-    add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"), help="GPU index (default: 0; CPU without a GPU)")
+    add("-b", "--batch-size", type=count(1, "batch size"), default=batch_size,
+        help=f"images per batch, of each process (default: {batch_size})")
+    add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"),
+        help="GPU index (default: 0, or the local rank of a process of several; CPU without a GPU)")
     add("--seed", type=count(0, "seed"), default=0, help="seed of initialisation, order and augmentation (default: 0)")
     add("--amp", action="store_true", help="bfloat16 where safe; pays on GPUs and on CPUs with bfloat16 units")
     add("--channels-last", type=boolean, default=True, metavar="BOOL", help="memory format channels_last (default: True)")
@@ -72,26 +82,72 @@ def new_parser(description: str | None) -> Parser:
     return parser
 
 
+def add_cifar_flags(parser: Parser) -> None:
+    """Add what chooses CIFAR-10, CIFAR-100 or digits."""
+    add = parser.add_argument
+    add("-ct", "--cifar-type", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100 (default: 10)")
+    add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
+
+
+def add_imagenet_flags(parser: Parser, nargs: str) -> None:
+    """Add what names ImageNet's images and says how they are read; `nargs` of the directories."""
+    add = parser.add_argument
+    add("directories", nargs=nargs, type=Path, metavar="DIR",
+        help="ImageNet: a directory with train/ and val/, or these two themselves, train first")
+    add("--loader", choices=LOADERS, help="ImageNet: what decodes (default: dali where it is installed, else torchvision)")
+    add("-j", "--workers", type=count(0, "number of workers"), default=4,
+        help="ImageNet: threads (DALI) or processes (torchvision) that decode, of each process (default: 4)")
+    add("--dali_cpu", action="store_true", help="ImageNet: DALI decodes on the CPU also where there is a GPU")
+    add("--local-rank", "--local_rank", type=count(0, "local rank"),
+        help="set by torch.distributed.launch; LOCAL_RANK in the environment goes before it")
+
+
 def new_conversion_parser(description: str | None) -> Parser:
     """Return a parser with the flags of the scripts that convert a network."""
-    parser = new_parser(description)
+    parser = new_parser(description, ["cifar10", "imagenet"])
+    add_cifar_flags(parser)
+    add_imagenet_flags(parser, "*")
     add = parser.add_argument
     add("--init", type=Path, metavar="FILE", help="quantized network, ours or published (default: the best of --arch, --bit)")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons (default: signed, which may take a spike back)")
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
-    add("--reference", action="store_true", help="run the plain spiking layers rather than their fast, exact deployment")
+    add("--reference", action="store_true", help="fire with the plain spiking layers rather than with their fast, exact deployment")
     return parser
 
 
-def add_training_flags(parser: Parser) -> None:
-    """Add what main.py and snn_ft.py share."""
+def add_optimizer_flags(parser: Parser) -> None:
+    """Add what training and fine-tuning share."""
     add = parser.add_argument
     add("-p", "--print-freq", type=count(1, "number of batches"), default=10,
-        help="batches between updates of loss and learning rate in the progress bar (default: 10)")
+        help="batches between updates of the figures in the progress bar (default: 10)")
     add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--overwrite", action="store_true", help="delete the run that is in the directory")
+
+
+def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones: str) -> None:
+    """Add what main.py and dali_main.py share."""
+    add = parser.add_argument
+    add("--epochs", type=count(1, "number of epochs"), default=epochs, help=f"length of the run (default: {epochs})")
+    add("--start-epoch", type=count(0, "epoch"), help="epoch to start at, from 0 (default: 0, or where --resume goes on)")
+    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=lr, help=f"initial value (default: {lr})")
+    add("--lr-schedule", choices=("step", "cosine"), default="step",
+        help=f"step: x0.1 at {milestones} of the run; cosine: to 0 (default: step)")
+    add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=wd, help=f"of SGD (default: {wd:g})")
+    add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
+    add("--weight-bit", type=bits, help="bits of the hidden weights where they are to differ from the recipe")
+    add("--compile", action="store_true", help="compile the quantized activations: faster steps, after half a minute")
+    add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
+    add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint, ours or a published one")
+    start.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FILE",
+                       help="go on with an interrupted run: its directory's last checkpoint, or FILE")
+    add("--init-bit", type=bits, help="bits of a published quantized --init file (default: --bit)")
+    parser.set_defaults(pretrained=False)
+    add_optimizer_flags(parser)
 
 
 def boolean(text: str) -> bool:
@@ -104,7 +160,11 @@ def boolean(text: str) -> bool:
 
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Check what argparse cannot, one flag against another, and fill in what follows from the flags."""
-    args.dataset = args.dataset or f"cifar{args.cifar_type}"
+    if args.directories and (args.dataset or len(args.directories) > 2):
+        given = " ".join(map(str, args.directories))
+        raise UserError(f"{given}: ImageNet is one directory, or two for train and val, and excludes --dataset")
+    args.dataset = "imagenet" if args.directories else args.dataset or f"cifar{args.cifar_type}"
+    args.arch = args.arch or DEFAULT_ARCH[models.family(args.dataset)]
     args.test = args.test or args.prof
     args.limit = SMOKE_BATCHES if args.test else None
     try:

@@ -1,11 +1,14 @@
 """One training epoch, one evaluation, the learning-rate schedules and the optimizer: shared by every script."""
 
 import math
+import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from types import MappingProxyType
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -15,20 +18,23 @@ from quant import quantized_once
 from .errors import UserError
 from .metrics import Meter, Scores
 
+# Parts of a run after which the "step" schedule falls: epochs 150 and 225 of CIFAR's 300; 20, 40 and 50 of ImageNet's 60.
+MILESTONES = MappingProxyType({"cifar": (1 / 2, 3 / 4), "imagenet": (1 / 3, 2 / 3, 5 / 6)})
 
-def learning_rate(schedule: str, progress: float) -> float:
+
+def learning_rate(schedule: str, progress: float, milestones: tuple[float, ...]) -> float:
     """Return the factor on the initial learning rate after `progress` in [0, 1] of the run.
 
-    "step": x0.1 at 1/2 and 3/4 of the run (epochs 150 and 225 of the published 300). "cosine": a half cosine to 0.
+    "step": x0.1 at each milestone. "cosine": a half cosine to 0.
     """
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
-    return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
+    return 0.1 ** sum(progress >= milestone for milestone in milestones)
 
 
-def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int) -> Callable[[float], float]:
+def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tuple[float, ...] = ()) -> Callable[[float], float]:
     """Return an epoch's learning rate as a function of its finished part in [0, 1)."""
-    return lambda part: lr * learning_rate(schedule, (epoch + part) / epochs)
+    return lambda part: lr * learning_rate(schedule, (epoch + part) / epochs, milestones)
 
 
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4) -> torch.optim.SGD:
@@ -49,14 +55,15 @@ def autocast(device: torch.device, enabled: bool, cache: bool = True) -> Abstrac
 
 
 def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None) -> tqdm:
-    """Return a bar over the first `limit` batches; silent where stderr is no terminal."""
+    """Return a bar over the first `limit` batches; silent where stderr is no terminal, and but for the first process."""
     total = len(batches) if total is None else total
-    return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=None, dynamic_ncols=True)
+    silent = True if dist.is_initialized() and dist.get_rank() > 0 else None
+    return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=silent, dynamic_ncols=True)
 
 
 def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
                 rate: Callable[[float], float], amp: bool = False, print_freq: int = 10, limit: int | None = None,
-                name: str = "train", teacher: nn.Module | None = None) -> Scores:
+                name: str = "train", teacher: nn.Module | None = None, accumulate: int = 1) -> Scores:
     """Train for one pass over `batches` of (images, labels) and return the scores on the way.
 
     Args:
@@ -64,35 +71,48 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
         print_freq: batches between two updates of the figures in the progress bar.
         limit: stop after that many batches.
         teacher: learn its probabilities (Kullback-Leibler divergence) instead of the labels.
+        accumulate: batches whose mean gradient makes one step; a last group may be smaller.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     network.train()
-    device = next(network.parameters()).device
-    meter = Meter(device)
+    meter, began, seen = Meter(next(network.parameters()).device), time.monotonic(), 0
+    steps = min(len(batches), limit or len(batches))
     bar = progress_bar(batches, name, limit)
+    optimizer.zero_grad(set_to_none=True)
     for step, (images, labels) in enumerate(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step / len(batches))
+        ends = (step + 1) % accumulate == 0 or step + 1 == steps
+        group = min(accumulate, steps - step // accumulate * accumulate)
         try:
-            with autocast(device, amp):
-                logits = network(images)
+            with nullcontext() if ends or not hasattr(network, "no_sync") else network.no_sync():
+                logits, loss = forward(network, images, labels, amp, teacher)
+                (loss / group).backward()
         except ValueError as error:  # no positive weight left, or a single image for BN
             raise UserError(f"{error} (batch {step} of {name}): lower --lr, or raise --batch-size") from error
-        loss = F.cross_entropy(logits.float(), labels) if teacher is None else divergence(logits, teacher, images)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        if ends:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate(step / len(batches))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         meter.update(logits.detach(), labels)
+        seen += len(labels)
         if step % print_freq == 0:
             if not torch.isfinite(loss):
                 raise UserError(f"the loss is {loss.item()} at batch {step} of {name}: lower --lr, or resume an earlier checkpoint")
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate(step / len(batches)):.2g}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate(step / len(batches)):.2g}",
+                            images=f"{seen / (time.monotonic() - began):.0f}/s")
     scores = meter.scores()
     if not math.isfinite(scores.loss):
         raise UserError(f"the loss is {scores.loss} after {name}: lower --lr, or resume an earlier checkpoint")
     return scores
+
+
+def forward(network: nn.Module, images: Tensor, labels: Tensor, amp: bool, teacher: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Return logits [B, classes] and the loss of a batch."""
+    with autocast(images.device, amp):
+        logits = network(images)
+    return logits, F.cross_entropy(logits.float(), labels) if teacher is None else divergence(logits, teacher, images)
 
 
 def divergence(logits: Tensor, teacher: nn.Module, images: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Published checkpoints: their names mapped to ours, then loaded strictly."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from models import BasicBlock, Network
@@ -13,7 +14,7 @@ MAX_NAMED = 4  # keys that an error message spells out
 
 
 def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | None, dataset: str | None) -> Network:
-    """Return the network of a published state dict (layouts: Fast-SNN's CIFAR and ImageNet networks, APoT's ResNets).
+    """Return the network of a published state dict (Fast-SNN's CIFAR and ImageNet networks, APoT's ResNets, TorchVision's).
 
     Args:
         state: published name -> tensor; "module." may stand in front of the names.
@@ -38,7 +39,10 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     network = models.build(arch, dataset, classes[0])
     quantize_(network, FLOAT_BITS if bit is None else bit)
     residual = any(isinstance(module, BasicBlock) for module in network.modules())
-    if residual and "conv1.weight" in state:
+    if "features.0.weight" in state and not residual:
+        # TorchVision's networks pool where these stride, and AlexNet's has no BN: a start for training only.
+        layout, network.trainable_start = partial(torchvision_layout, state), True
+    elif residual and "conv1.weight" in state:
         # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
         state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
         layout = apot_layout
@@ -131,6 +135,35 @@ def apot_layout(network: Network) -> Iterator[tuple[str, str | None]]:
             yield f"{writer}.shortcut.bn", f"{published}.downsample.1"
     yield f"{writer}.activation.threshold", None
     yield "head", "fc"
+
+
+def torchvision_layout(state: Mapping[str, Tensor], network: Network) -> Iterator[tuple[str, str | None]]:
+    """Yield the prefixes of TorchVision's alexnet and vgg*_bn: features.{i} and classifier.{i}, numbered with their ReLUs.
+
+    Raises:
+        ValueError: another number of layers.
+    """
+    def numbered(part: str, dimensions: int) -> list[str]:
+        found = [key.split(".")[1] for key, value in state.items()
+                 if key.startswith(f"{part}.") and key.endswith(".weight") and value.ndim == dimensions]
+        return [f"{part}.{number}" for number in sorted(found, key=int)]
+
+    convs, norms, linears = numbered("features", 4), numbered("features", 1), numbered("classifier", 2)
+    units = list(network.units())
+    spatial = [name for name, unit in units if isinstance(unit.conv, nn.Conv2d)]
+    if (len(convs), len(linears)) != (len(spatial), len(units) - len(spatial) + 1) or len(norms) not in (0, len(convs)):
+        raise ValueError(f"has {len(convs)} convolutions, {len(norms)} BN and {len(linears)} linear layers: another network")
+    for (name, _), published in zip(units, convs + linears[:-1], strict=True):
+        yield f"{name}.conv", published
+    for index, (name, _) in enumerate(units):
+        yield f"{name}.bn", norms[index] if index < len(norms) else None
+    yield "head", linears[-1]
+
+
+def reset_head_(network: Network, classes: int) -> None:
+    """Give a network, in place, a freshly initialised last layer for another number of classes."""
+    network.head = nn.Linear(network.head.in_features, classes)
+    network.num_classes = classes
 
 
 def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:

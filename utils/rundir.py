@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from .checkpoint import BEST, LAST, revision, save_checkpoint
+from .distributed import Place
 from .errors import UserError
 from .metrics import Scores
 
@@ -20,7 +21,10 @@ FILES = (LAST, BEST, CONFIG, LOG)
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments as plain values that JSON and weights_only loading take."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    def simple(value: Any) -> Any:
+        return [simple(item) for item in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+
+    return {key: simple(value) for key, value in vars(args).items()}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,7 +44,7 @@ def refuse_occupied(path: Path, resume: bool, overwrite: bool) -> None:
 
 
 class RunDirectory:
-    """Where one training or fine-tuning run keeps its results.
+    """Where one training or fine-tuning run keeps its results; of several processes the first one writes.
 
     Args:
         path: the directory.
@@ -49,12 +53,15 @@ class RunDirectory:
         overwrite: delete what is there.
 
     Raises:
-        UserError: the directory holds a run and neither was asked for, or it cannot be written.
+        UserError: the directory holds a run and neither was asked for, it cannot be written, or TensorBoard is not installed.
     """
 
     def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
-        self.path = path
+        self.path, self.writer = path, None
+        self.writes = Place.of_environment().first
         refuse_occupied(path, resume, overwrite)
+        if not self.writes:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             for name in () if resume else FILES:
@@ -62,11 +69,15 @@ class RunDirectory:
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
             config = {"arguments": plain(args), "revision": revision(), "versions": versions}
             write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
+            if vars(args).get("tensorboard"):
+                self.writer = tensorboard_writer(path)
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or name another --result DIR") from error
 
     def save(self, contents: dict[str, Any], history: list[dict[str, Any]], is_best: bool) -> None:
         """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
+        if not self.writes:
+            return
         contents = contents | {"history": history, "revision": revision()}
         if is_best:
             save_checkpoint(self.path / BEST, contents)
@@ -75,6 +86,19 @@ class RunDirectory:
             write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
         except OSError as error:
             raise UserError(f"cannot write {self.path / LOG}: {error.strerror}; the checkpoint is there, --resume") from error
+        if self.writer is not None:
+            for name, value in history[-1].items():
+                self.writer.add_scalar(name, value, len(history))
+            self.writer.flush()
+
+
+def tensorboard_writer(path: Path) -> Any:
+    """Return a writer of TensorBoard's logs into a directory."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from error
+    return SummaryWriter(str(path))
 
 
 def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:

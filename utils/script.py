@@ -17,8 +17,9 @@ from models import Network
 from quant import FLOAT_BITS
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
-from .checkpoint import BEST, load_network
-from .cifar import ImageSet, TensorLoader
+from .checkpoint import BEST, LAST, load_network
+from .data import Data, Loader
+from .distributed import Place, agree_, group, restarted
 from .errors import UserError
 from .rundir import plain
 
@@ -27,31 +28,45 @@ COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to 
 NOTICED = 3.0  # seconds
 
 
-def choose_device(index: int | None) -> torch.device:
-    """Return the GPU with this index (None: the first); on a machine without any the CPU, said where a GPU was asked for.
+def choose_device(index: int | None, place: Place | None = None) -> torch.device:
+    """Return the GPU with this index (None: that of the local rank); without any the CPU, said where a GPU was asked for.
 
     Raises:
-        UserError: there are GPUs, but not this one.
+        UserError: there are GPUs, but not this one, or one for several processes.
     """
+    place = place or Place()
     available = torch.cuda.device_count()
     if available == 0:
-        if index is not None:
+        if index is not None and place.first:
             print(f"no GPU here: -id {index} is ignored, the CPU is used", file=sys.stderr)
         return torch.device("cpu")
-    if index is not None and index >= available:
+    if index is not None and place.world > 1:
+        raise UserError(f"-id {index}: of {place.world} processes each takes the GPU of its local rank; leave -id out")
+    index = place.local_rank if index is None else index
+    if index >= available:
         raise UserError(f"-id {index}: this machine has {available} GPU{'s' * (available > 1)}, numbered from 0")
-    return torch.device("cuda", index or 0)
+    return torch.device("cuda", index)
 
 
-def set_up(args: argparse.Namespace) -> torch.device:
-    """Choose the device, seed the generators and set the determinism that the flags ask for."""
-    device = choose_device(args.device)
+@contextmanager
+def session(args: argparse.Namespace) -> Iterator[torch.device]:
+    """Choose the device, join the other processes, seed the generators, set the determinism that the flags ask for."""
+    place = Place.of_environment(args.local_rank)
+    device = choose_device(args.device, place)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
-    return device
+    with group(place, device):
+        yield device
+
+
+def go_on_after_restart(args: argparse.Namespace, path: Path) -> None:
+    """Take the run up again, as with --resume, where torchrun has started this process anew after a failure."""
+    if restarted() and (path / LAST).exists():
+        args.resume, args.overwrite, args.init = Path(), False, None
+        print(f"started again: going on with {path}", file=sys.stderr)
 
 
 def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
@@ -77,24 +92,25 @@ def init_path(args: argparse.Namespace) -> Path:
     return args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
 
 
-def load_usable(args: argparse.Namespace) -> Network:
+def load_usable(args: argparse.Namespace, data: Data) -> Network:
     """Load the network that is to be evaluated or converted; see `init_path`.
 
     Raises:
-        UserError: nothing to load, or a file that serves as a start for training only.
+        UserError: nothing to load, a file that serves as a start for training only, or one for other classes.
     """
     path = init_path(args)
     network = load_network(path, args.arch, args.bit, args.dataset)
     if network.trainable_start:
-        raise UserError(f"checkpoint {path} lacks the last threshold, as APoT's files do: train it first, main.py --init {path}")
-    return network
+        raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
+                        f"train it first, --init {path}")
+    return data.check(network, path)
 
 
-def load_quantized(args: argparse.Namespace) -> Network:
+def load_quantized(args: argparse.Namespace, data: Data) -> Network:
     """Load the network that is to be converted."""
     if args.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
-    return load_usable(args)
+    return load_usable(args, data)
 
 
 def spiking(args: argparse.Namespace, ann: Network) -> Network:
@@ -105,27 +121,22 @@ def spiking(args: argparse.Namespace, ann: Network) -> Network:
         raise UserError(str(error)) from error
 
 
-def loader(args: argparse.Namespace, images: ImageSet, device: torch.device, augment: bool = False,
-           limit: int | None = None) -> TensorLoader:
-    """Return batches of a set as the flags ask for them."""
-    return TensorLoader(images, args.batch_size, augment, args.seed, device, limit, args.channels_last)
-
-
-def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: TensorLoader) -> None:
+def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Loader) -> None:
     """Calibrate the rates on augmented training images, if --calibrate asks for it; say how long it took."""
     if args.calibrate:
         began = time.monotonic()
         images = batches.first(args.calibrate)
         calibrate_rates_(snn, ann, images)
+        agree_(snn)
         print(f"calibrated on {len(images)} training images in {time.monotonic() - began:.1f} s")
 
 
-def compiles(args: argparse.Namespace, snn: Network, batches: TensorLoader) -> bool:
+def compiles(args: argparse.Namespace, snn: Network, batches: Loader) -> bool:
     """Return whether it pays to compile the neuron for these batches."""
-    return len(batches.labels) >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
+    return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
 
 
-def fast(args: argparse.Namespace, snn: Network, batches: TensorLoader) -> Network | Deployed:
+def fast(args: argparse.Namespace, snn: Network, batches: Loader) -> Network | Deployed:
     """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
     if args.reference:
         return snn

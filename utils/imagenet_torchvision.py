@@ -1,0 +1,52 @@
+"""Decode, crop and resize with PIL and torchvision, in worker processes: where DALI is not installed."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from .imagenet import AREA, ASPECT, SHORTER_SIDE, SIZE
+
+if TYPE_CHECKING:
+    from .imagenet import ImageFiles, ImageLoader
+
+
+def centre(image: Image.Image) -> Image.Image:
+    """Resize to shorter side 256 and crop 224x224 in the middle; halves round up, as in DALI, or crops differ by a pixel.
+
+    PIL's bilinear filter is antialiased: DALI's triangular one.
+    """
+    width, height = (math.floor(side * SHORTER_SIDE / min(image.size) + 0.5) for side in image.size)
+    left, top = (math.floor((side - SIZE + 1) / 2) for side in (width, height))
+    return functional.crop(functional.resize(image, [height, width]), top, left, SIZE, SIZE)
+
+
+class Images(Dataset):
+    """(pixels [224, 224, 3] uint8, label) of files; the random numbers of an image are a function of `seed` and its place."""
+
+    def __init__(self, files: "ImageFiles", augment: bool, seed: int):
+        self.files, self.seed = files, seed
+        self.transform = v2.Compose([v2.RandomResizedCrop(SIZE, AREA, ASPECT), v2.RandomHorizontalFlip()]) if augment else centre
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with Image.open(self.files.paths[index]) as image, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + index)
+            pixels = np.array(self.transform(image.convert("RGB")))
+        return torch.from_numpy(pixels), self.files.labels[index]
+
+
+def decode(files: "ImageFiles", loader: "ImageLoader") -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (pixels [B, 224, 224, 3] uint8, labels [B]) of one epoch, in the order of the files."""
+    seed = ((loader.seed * 1_000_003 + loader.epoch) * loader.place.world + loader.place.rank) * 2**22
+    yield from DataLoader(Images(files, loader.augment, seed % 2**62), loader.batch_size, num_workers=loader.workers,
+                          pin_memory=loader.device.type == "cuda")
