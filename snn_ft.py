@@ -94,7 +94,7 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
     def on_unit(index: int, unit: TunedUnit) -> None:
         session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
         session.save()
-        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.count} "
+        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.total} "
               f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
               f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
 

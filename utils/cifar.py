@@ -141,7 +141,12 @@ class TensorLoader:
 
     @property
     def count(self) -> int:
-        """Return the number of images."""
+        """Return how many images this process takes: all."""
+        return len(self.labels)
+
+    @property
+    def total(self) -> int:
+        """Return how many images there are."""
         return len(self.labels)
 
     @property

@@ -103,6 +103,11 @@ class ImageLoader:
         self.mean, self.std = (torch.tensor(values, device=self.device) * 255 for values in (MEAN, STD))
 
     @property
+    def total(self) -> int:
+        """Return how many images there are, for all processes."""
+        return len(self.files)
+
+    @property
     def count(self) -> int:
         """Return how many images this process takes in an epoch."""
         rest = self.place.rank < len(self.files) % self.place.world
