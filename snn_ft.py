@@ -7,7 +7,7 @@ r"""Convert a quantized network to a spiking one and fine-tune it: layer by laye
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
 Whether a unit's new state is kept is decided on training images without augmentation, never on the test set. The result
-goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned) and loads in snn.py.
+goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned; --steps N: with _Nsteps) and loads in snn.py.
 """
 
 import argparse
@@ -131,7 +131,8 @@ def globally(args: argparse.Namespace, session: Session) -> None:
 
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
-    path = script.run_path(args, "_ft" + "_global" * (args.method == "global") + "_unsigned" * args.unsigned)
+    kind = "_global" * (args.method == "global") + "_unsigned" * args.unsigned + f"_{args.steps}steps" * bool(args.steps)
+    path = script.run_path(args, "_ft" + kind)
     script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
@@ -147,8 +148,8 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         runner = network if network is ann else script.fast(args, network, test_batches)
         return evaluate(runner, test_batches, args.amp, args.limit, name).top1
 
-    kind = {"neuron": snn.neuron, "delay": snn.delay}
-    summary = state.get("finetune") or kind | {"ann": score(ann, "ANN"), "before": score(snn, "SNN")}
+    summary = state.get("finetune") or {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps,
+                                        "ann": score(ann, "ANN"), "before": score(snn, "SNN")}
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)
     history = state.get("history", [])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models import Network, State, Unit
-from quant import quantized_once
+from quant import quantized_once, time_steps
 
 from .deploy import deploy
 from .finetune import own_parameters_
@@ -35,7 +35,7 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
     activations: list[State | Packed] = list(spikes)
     with quantized_once(ann):
         for index, site in enumerate(snn.sites()):
-            activations = [advance(state, ann_sites, index, index + 1, snn.time_steps) for state in activations]
+            activations = [advance(state, ann_sites, index, index + 1, time_steps(ann.bit)) for state in activations]
             for _ in range(rounds if isinstance(site.module, Unit) and index > 0 else 0):
                 shift = torch.zeros_like(site.module.bn.bias)
                 for before, target in zip(spikes, activations, strict=True):

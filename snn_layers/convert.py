@@ -12,14 +12,17 @@ from .neuron import IFNeuron
 NEURONS = ("signed", "unsigned")
 
 
-def to_spiking(network: Network, neuron: str = "signed", delay: int = 0) -> Network:
-    """Return the spiking network of a quantized one, with T = 2^bit - 1; the parameters are shared, the input is kept.
+def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: int | None = None) -> Network:
+    """Return the spiking network of a quantized one; the parameters are shared, the input is kept.
 
     It maps images [B, 3, H, W] to logits [B, classes], the mean over T. The first neuron integrates a constant current,
     so it rounds exactly and never waits; with a `delay` every other neuron does.
 
+    Args:
+        steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1.
+
     Raises:
-        ValueError: a float or spiking network, an unknown neuron, a delay outside 0..T.
+        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps.
     """
     if network.neuron is not None:
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
@@ -27,7 +30,10 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0) -> Netw
         raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
     if neuron not in NEURONS:
         raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
-    steps = time_steps(network.bit)
+    full = time_steps(network.bit)
+    steps = full if steps is None else steps
+    if not 1 <= steps <= full:
+        raise ValueError(f"steps is {steps}: a {network.bit}-bit network runs 1 to T = {full} time steps")
     if not 0 <= delay <= steps:
         raise ValueError(f"delay is {delay}: choose 0 to T = {steps}")
     shared = (*network.parameters(), *network.buffers())
@@ -38,7 +44,7 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0) -> Netw
         if not isinstance(module, QuantReLU):
             return None
         encodes = module is first
-        return IFNeuron.from_quantized(module, neuron == "signed", 0 if encodes else delay, encodes)
+        return IFNeuron.from_quantized(module, steps, neuron == "signed", 0 if encodes else delay, encodes)
 
     swap_(spiking, replacement)
     spiking.neuron, spiking.delay, spiking.time_steps = neuron, delay, steps

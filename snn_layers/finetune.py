@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantized_once
+from quant import quantized_once, time_steps
 
 from .deploy import deploy
 from .rate import unit_rate
@@ -124,8 +124,7 @@ class _Tuner:
         """Tune the unit at site `index` and keep the best state."""
         site = self.snn_sites[index]
         unit, config = site.module, self.config
-        parameters = [p for name, p in unit.named_parameters() if not name.endswith("threshold")]
-        optimizer = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(trained_parameters(unit), config.lr, config.momentum, weight_decay=config.weight_decay)
         self._advance_check(index)
         before = best = self._accuracy(index) if self.accuracy is None else self.accuracy
         kept, kept_epochs, losses = _snapshot(unit, optimizer), 0, []
@@ -176,7 +175,7 @@ class _Tuner:
         for number, (snn, ann) in enumerate(self.bar(self.states, self._name(index, epoch))):
             # The advanced states replace the old ones one batch at a time: both lists together would need twice the memory.
             snn = self._spikes(snn, start, index)
-            ann = advance(ann, self.ann_sites, behind, index + 1, self.snn.time_steps)
+            ann = advance(ann, self.ann_sites, behind, index + 1, time_steps(self.ann.bit))
             self.states[number] = snn, ann
             target = unpacked(ann).x
             self.deployed.update_(index, unit)
@@ -207,6 +206,11 @@ class _Tuner:
             counts[1] += len(labels)
         self.average_([counts])
         return 100 * (counts[0] / counts[1].clamp(min=1e-9)).item()
+
+
+def trained_parameters(unit: Unit) -> list[torch.nn.Parameter]:
+    """Return weights, biases, weight clips, BN scale and shift and the shortcut's: all but the threshold."""
+    return [parameter for name, parameter in unit.named_parameters() if not name.endswith("threshold")]
 
 
 def unit_loss(unit: Unit, mean_input: State, spike_rate: Tensor, target: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ class IFNeuron(nn.Module):
         self.time_steps, self.signed, self.delay, self.encodes = time_steps, signed, delay, encodes
 
     @classmethod
-    def from_quantized(cls, relu: QuantReLU, signed: bool, delay: int, encodes: bool) -> "IFNeuron":
-        """Return the neuron with T = 2^b - 1 steps that shares the threshold of `relu`."""
-        return cls(relu.threshold, relu.time_steps, signed, delay, encodes)
+    def from_quantized(cls, relu: QuantReLU, time_steps: int, signed: bool, delay: int, encodes: bool) -> "IFNeuron":
+        """Return the neuron that shares the threshold of `relu`."""
+        return cls(relu.threshold, time_steps, signed, delay, encodes)
 
     def spike_train(self, current: Tensor) -> Tensor:
         """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}."""

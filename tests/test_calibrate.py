@@ -34,6 +34,15 @@ def test_mean_rates_come_closer_in_every_unit(quantized):
 
 
 @torch.no_grad()
+def test_an_early_readout_is_calibrated_to_the_same_activations(quantized):
+    target, snn = mean_rates(quantized), to_spiking(quantized, "unsigned", steps=2)
+    before = mean_rates(snn)
+    after = mean_rates(calibrate_rates_(snn, quantized, IMAGES))
+    errors = [sum((rates[name] - target[name]).abs().sum().item() for name in list(target)[1:]) for rates in (before, after)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+@torch.no_grad()
 def test_chunks_add_up_to_the_whole(quantized, monkeypatch):
     biases = []
     for chunk in (8, 3):

@@ -5,7 +5,7 @@ import torch
 
 import models
 from quant import QuantReLU, quantize_
-from snn_layers import IFNeuron, LayerMonitor, integrate_and_fire, latency, layer_table, to_spiking
+from snn_layers import IFNeuron, LayerMonitor, deploy, integrate_and_fire, latency, layer_table, to_spiking
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -62,8 +62,27 @@ def test_what_cannot_spike_is_refused(quantized):
         to_spiking(quantized, "soft")
     with pytest.raises(ValueError, match="delay is 4"):
         to_spiking(quantized, delay=4)
+    for steps in (0, 4):
+        with pytest.raises(ValueError, match=f"steps is {steps}: a 2-bit network runs 1 to T = 3"):
+            to_spiking(quantized, steps=steps)
+    with pytest.raises(ValueError, match="delay is 3"):
+        to_spiking(quantized, delay=3, steps=2)
     with pytest.raises(ValueError, match="already"):
         quantize_(to_spiking(quantized), 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
+def test_an_early_readout_is_the_first_steps_of_the_same_network(quantized, neuron):
+    images, trains = IMAGES.float(), {}
+    for steps in (3, 2, 1):
+        snn = to_spiking(quantized, neuron, steps=steps)
+        for name, unit in snn.units():
+            unit.register_forward_hook(lambda _, __, y, key=(steps, name): trains.update({key: y.unflatten(0, (key[0], -1))}))
+        torch.testing.assert_close(deploy(snn, compile=False)(images), snn(images), rtol=1e-4, atol=1e-4)
+        assert latency(snn) == steps
+    for (steps, name), train in trains.items():
+        assert torch.equal(train, trains[3, name][:steps])
 
 
 def test_the_image_batch_is_never_changed(quantized):

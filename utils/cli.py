@@ -112,6 +112,8 @@ def new_conversion_parser(description: str | None) -> Parser:
     add("--init", type=Path, metavar="FILE", help="quantized network, ours or published (default: the best of --arch, --bit)")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons (default: signed, which may take a spike back)")
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
+    add("--steps", type=count(1, "number of time steps"), metavar="N",
+        help="time steps to run, 1 to T; fewer is an early readout (default: T = 2^bit - 1)")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
     add("--reference", action="store_true", help="fire with the plain spiking layers rather than with their fast, exact deployment")
