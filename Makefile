@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-all lint bench
+.PHONY: setup imagenet demo test test-all lint bench
 
 setup: $(VENV)/.installed
 
@@ -11,6 +11,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+imagenet: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-imagenet.txt
 
 demo: setup
 	$(RUN) benchmarks/demo.py

@@ -1,0 +1,106 @@
+"""What each process of a distributed test does: torchrun ... tests/worker.py TASK DIRECTORY OUT."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import Network
+from models.resnet import residual_network
+from quant import calibrate_, quantize_
+from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
+from utils.distributed import Place, average_, group, parallel
+from utils.engine import evaluate, sgd, train_epoch
+from utils.imagenet import ImageLoader, list_images
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """BN on running statistics in training too: batch statistics depend on how a batch is split."""
+
+    def train(self, mode: bool = True) -> "FrozenNorm":
+        """Stay in eval mode."""
+        return super().train(False)
+
+
+def small_network(frozen: bool = False, bit: int = 32) -> Network:
+    """Return the same small residual network in each process."""
+    torch.manual_seed(0)
+    network = residual_network(4, (4, 8), (1, 1), 41)
+    network.arch, network.dataset = "resnet20", "cifar10"  # whose recipe quantizes it
+    if bit < 32:
+        calibrate_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
+    for module in network.modules():
+        for name, child in list(module.named_children()):
+            if frozen and isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, FrozenNorm(child.num_features).eval())
+    return network.eval()
+
+
+class Work:
+    """The tasks; each returns what is saved as OUT/{rank}.pt."""
+
+    def __init__(self, directory: Path, place: Place):
+        self.directory, self.place = directory, place
+
+    def loader(self, split: str, decoder: str = "torchvision", batch_size: int = 4, **options) -> ImageLoader:
+        """Return batches of this process; a global batch of 8 is 4 on each of two processes."""
+        return ImageLoader(list_images(self.directory / split), batch_size, False, decoder, place=self.place, workers=0, **options)
+
+    def validate(self) -> dict:
+        """Scores on all validation images, by decoder."""
+        network = small_network()
+        return {decoder: asdict(evaluate(network, self.loader("val", decoder, 3))) for decoder in ("dali", "torchvision")}
+
+    def train(self) -> dict:
+        """Weights after two epochs with BN aside, on as many whole batches as there are."""
+        network = small_network(frozen=True)
+        trained, optimizer = parallel(network), sgd(network, 0.05, 0.9, 1e-4)
+        batches = self.loader("train", batch_size=8 // self.place.world, limit=40)
+        losses = [train_epoch(trained, batches, optimizer, lambda part: 0.05).loss for _ in range(2)]
+        return {"losses": losses, "state": network.state_dict()}
+
+    def accumulate(self) -> dict:
+        """The same with batches of 4 on one process, two to a step."""
+        network = small_network(frozen=True)
+        optimizer, batches = sgd(network, 0.05, 0.9, 1e-4), self.loader("train", batch_size=4, limit=40)
+        losses = [train_epoch(network, batches, optimizer, lambda part: 0.05, accumulate=2).loss for _ in range(2)]
+        return {"losses": losses, "state": network.state_dict()}
+
+    def tune(self) -> dict:
+        """A spiking network tuned layer by layer, then as a whole."""
+        ann = small_network(bit=2)
+        snn, batches = to_spiking(ann), self.loader("train", limit=16)
+        results = finetune(snn, ann, batches, self.loader("train", limit=15), FinetuneConfig(lr=0.05), average_=average_)
+        layerwise = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
+        whole = RateNetwork(snn, compile=False)
+        train_epoch(parallel(whole), batches, sgd(whole, 0.01, 0.9, 1e-4), lambda part: 0.01)
+        return {"layerwise": layerwise, "whole": snn.state_dict(), "accuracies": [result.accuracy_after for result in results]}
+
+    def shard(self) -> dict:
+        """The validation files of this process."""
+        return {"paths": self.loader("val").shard().paths}
+
+    def fail(self) -> dict:
+        """The second process fails while the first waits for it."""
+        if self.place.rank == 1:
+            raise RuntimeError("the second process fails on purpose")
+        average_([torch.zeros(1)])
+        return {}
+
+
+def main() -> None:
+    """Join the others, work, save."""
+    task, directory, out = sys.argv[1:]
+    place = Place.of_environment()
+    torch.set_num_threads(1)
+    with group(place, torch.device("cpu")):
+        result = getattr(Work(Path(directory), place), task)()
+    torch.save(result, Path(out) / f"{place.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
