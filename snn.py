@@ -66,13 +66,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         data = Data(args, device)
         ann = script.place(script.load_quantized(args, data), args, device)
         snn = script.spiking(args, ann)
-        if args.calibrate:
-            script.calibrate(args, snn, ann, data.batches(train=True, augment=True))
+        seconds = script.calibrate(args, snn, ann, data.batches(train=True, augment=True)) if args.calibrate else 0.0
         batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
         network = script.fast(args, snn, batches)
         with script.profiled(args):
             result = compare(ann, network, batches, args)
-        result |= {"latency": latency(snn), "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
+        result |= {"latency": latency(snn), "seconds": seconds, "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
         report(args, snn, result)
     return result
 

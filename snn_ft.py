@@ -79,7 +79,7 @@ class Session:
     check: Loader
     history: list[dict[str, Any]]
     optimizer_state: dict[str, Any] | None
-    save: Callable[..., None]
+    save: Callable[[], None]
 
 
 def layerwise(args: argparse.Namespace, session: Session) -> None:
@@ -149,25 +149,31 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         return evaluate(runner, test_batches, args.amp, args.limit, name).top1
 
     summary = state.get("finetune") or {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps,
-                                        "ann": score(ann, "ANN"), "before": score(snn, "SNN")}
+                                        "ann": score(ann, "ANN"), "before": score(snn, "SNN"), "seconds": 0.0}
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)
     history = state.get("history", [])
     if args.calibrate and not state:
-        script.calibrate(args, snn, ann, batches)
+        summary["seconds"] += script.calibrate(args, snn, ann, batches)
         summary["calibrated"] = score(snn, "calibrated SNN")
         print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
+
+    spent, began = summary["seconds"], time.monotonic()
 
     def save(is_best: bool = False) -> None:
         contents = network_state(snn) | {"finetune": summary, "args": plain(args), "optimizer": session.optimizer_state}
         run.save(contents, history, is_best)
 
-    session = Session(ann, snn, batches, check, history, state.get("optimizer"), save)
+    def save_progress() -> None:
+        summary["seconds"] = round(spent + time.monotonic() - began, 1)
+        save()
+
+    session = Session(ann, snn, batches, check, history, state.get("optimizer"), save_progress)
     {"layerwise": layerwise, "global": globally}[args.method](args, session)
     summary["after"] = score(snn, "SNN")
     save(is_best=True)
-    print(f"{path}: test set {summary['before']:.2f} -> {summary['after']:.2f} % "
-          f"({summary['after'] - summary['ann']:+.2f} to the ANN), latency {latency(snn)} steps")
+    print(f"{path}: test set {summary['before']:.2f} -> {summary['after']:.2f} % ({summary['after'] - summary['ann']:+.2f} "
+          f"to the ANN) in {summary['seconds']:.0f} s, latency {latency(snn)} steps")
     return summary | {"directory": path, "latency": latency(snn)}
 
 

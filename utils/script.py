@@ -121,14 +121,15 @@ def spiking(args: argparse.Namespace, ann: Network) -> Network:
         raise UserError(str(error)) from error
 
 
-def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Loader) -> None:
-    """Calibrate the rates on augmented training images, if --calibrate asks for it; say how long it took."""
-    if args.calibrate:
-        began = time.monotonic()
-        images = batches.first(args.calibrate)
-        calibrate_rates_(snn, ann, images)
-        agree_(snn)
-        print(f"calibrated on {len(images)} training images in {time.monotonic() - began:.1f} s")
+def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Loader) -> float:
+    """Calibrate the rates on augmented training images as --calibrate asks for; return the seconds that it took."""
+    began = time.monotonic()
+    images = batches.first(args.calibrate)
+    calibrate_rates_(snn, ann, images)
+    agree_(snn)
+    seconds = time.monotonic() - began
+    print(f"calibrated on {len(images)} training images in {seconds:.1f} s")
+    return seconds
 
 
 def compiles(args: argparse.Namespace, snn: Network, batches: Loader) -> bool:
