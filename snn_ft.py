@@ -39,8 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--method", choices=("layerwise", "global"), default="layerwise",
         help="layerwise: each unit learns its ANN's output; global: spikes forward, rates backward (default: layerwise)")
     add("-n", "--num_epochs", type=count(1, "number of epochs"), default=1, help="epochs, layerwise: per unit (default: 1)")
-    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"),
-        help="of SGD; global: falls to 0 as a cosine (default: layerwise 1e-3, global 3e-4)")
+    add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=1e-3,
+        help="of SGD; global: falls to 0 as a cosine (default: 1e-3)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"),
         help="of SGD (default: 5e-4 for alex and vgg11, else 1e-4)")
     add("--calib", type=count(0, "number of images"), help="training images per epoch; 0: all (default: layerwise 10000, global 0)")
@@ -58,8 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def defaults(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on the method, the architecture and --test."""
-    whole = args.method == "global"
-    for name, value in {"lr": 3e-4 if whole else 1e-3, "calib": 0 if whole else 10_000,
+    for name, value in {"calib": 0 if args.method == "global" else 10_000,
                         "wd": 5e-4 if args.arch in ("alex", "vgg11") else 1e-4}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

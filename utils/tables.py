@@ -8,7 +8,7 @@ from quant import time_steps
 from .checkpoint import BEST
 from .stages import Stage
 
-TEST, CALIB, WHOLE = 10_000, 5_000, 25_000  # images of the test set, of layer-wise and of global fine-tuning
+TEST, CALIB = 10_000, 5_000  # images of the test set, and of layer-wise tuning
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 ARCH = "resnet20"
@@ -65,8 +65,9 @@ class Source:
 
     def whole(self, kind: str, *flags: str, seed: int = 0) -> Stage:
         """Return a run of global fine-tuning."""
-        method = ("--method", "global", "--calib", str(WHOLE))
-        return self.stage("snn_ft", kind, seed, WHOLE * (3 + self.spiking_pass), (*method, *flags))
+        count = 40_000 if self.bit == 2 else 20_000  # the fewer steps, the more there is to gain
+        method = ("--method", "global", "--teacher", "--calib", str(count))
+        return self.stage("snn_ft", kind, seed, count * (4 + self.spiking_pass), (*method, *flags))
 
 
 def conversion(seeds: list[int], data: Path, study: Path, published: Path = Path("result/published")) -> list[Row]:
