@@ -59,6 +59,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def defaults(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on the method, the architecture and --test."""
     whole = args.method == "global"
+    if args.teacher and not whole:
+        raise UserError("--teacher: layer-wise tuning learns from the ANN anyway; leave it out, or pass --method global")
+    if whole and (args.force or args.online):
+        raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
     for name, value in {"lr": 3e-4 if whole else 1e-3, "calib": 0 if whole else 10_000,
                         "wd": 5e-4 if args.arch in ("alex", "vgg11") else 1e-4}.items():
         if getattr(args, name) is None:

@@ -187,6 +187,10 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.epochs = 1 if args.test else args.epochs
     if args.bit == FLOAT_BITS and args.weight_bit not in (None, FLOAT_BITS):
         raise UserError(f"--weight-bit {args.weight_bit}: quantized weights need quantized activations, --bit 2 to 8")
+    if args.evaluate and args.resume is not None:
+        raise UserError("-e evaluates --init, or the run's best checkpoint: leave --resume out, or name its FILE with --init")
+    if args.init_bit and not args.init:
+        raise UserError(f"--init-bit {args.init_bit}: says the bits of a published --init FILE; name it, or leave --init-bit out")
     if (args.start_epoch or 0) >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch}: nothing is left of --epochs {args.epochs}, counted from 0")
     args.overwrite = args.overwrite or args.test
