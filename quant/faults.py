@@ -12,13 +12,15 @@ SILENT = 1e-6  # mean, beside the bias, up to which a BN channel of variance 0 h
 
 
 @torch.no_grad()
-def fault(network: nn.Module) -> str | None:
+def fault(network: nn.Module, statistics: bool = True) -> str | None:
     """Return the first fault of a network's values, with the layer's name; None for a sound one.
+
+    Without `statistics` BN's are left out: a forward pass in training, of whatever cause, spoils them.
 
     Faults are NaN and infinity, thresholds θ and clips α that are not positive, weights to quantize without variance (APoT)
     or without a positive value (8 bits), BN variances below 0, and of 0 where the channel's input was not always 0.
     """
-    return next(_faults(network), None)
+    return next(_faults(network, statistics), None)
 
 
 def check_values(network: nn.Module) -> None:
@@ -33,8 +35,8 @@ def clips(network: nn.Module) -> list[Tensor]:
     return [parameter for name, parameter in network.named_parameters() if name.endswith(POSITIVE)]
 
 
-def _faults(network: nn.Module) -> Iterator[str]:
-    for name, tensor in network.state_dict().items():
+def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
+    for name, tensor in network.state_dict().items() if statistics else network.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             yield f"{name} holds NaN or infinity"
         if name.endswith(POSITIVE) and not tensor > 0:
@@ -45,7 +47,7 @@ def _faults(network: nn.Module) -> Iterator[str]:
             yield f"{name}.weight has no variance, all its values are {module.weight.flatten()[0]:g}"
         if isinstance(quantizer, EightBitWeight) and not module.weight.max() > 0:
             yield f"{name}.weight has the maximum {module.weight.max():g}, but 8 bits need a positive one"
-        if isinstance(getattr(module, "bn", None), nn.BatchNorm1d | nn.BatchNorm2d):
+        if statistics and isinstance(getattr(module, "bn", None), nn.BatchNorm1d | nn.BatchNorm2d):
             yield from _variance_faults(f"{name}.bn", module.bn, getattr(module.conv, "bias", None))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantized_once, time_steps
+from quant import fault, quantized_once, time_steps
 
 from .deploy import deploy
 from .rate import unit_rate
@@ -182,8 +182,9 @@ class _Tuner:
             self.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
             optimizer.step()
             total, count = total + loss.item(), count + 1
-            if not math.isfinite(total):
-                raise ValueError(f"the loss is {loss.item():g} at batch {count - 1} of {self._name(index, epoch)}")
+        found = fault(unit) or (None if math.isfinite(total) else f"the loss is {total:g}")
+        if found is not None:  # spikes hide it: a neuron whose current is NaN is merely silent
+            raise ValueError(f"{found} after {self._name(index, epoch)}")
         self.deployed.update_(index, unit)
         return total / max(count, 1)
 

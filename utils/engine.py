@@ -113,7 +113,7 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
                     raise ValueError(f"the loss is {loss.item():g}: {first_fault(network, images)}")
                 (loss / group).backward()
         except ValueError as error:  # no positive weight left, or a single image for BN
-            reason = fault(inner(network)) or error
+            reason = fault(inner(network), statistics=False) or error
             raise UserError(f"{reason} (batch {step} of {name}): lower --lr, or raise --batch-size; --resume takes up the last "
                             "checkpoint") from error
         if ends:

@@ -27,7 +27,7 @@ def inner(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def first_fault(network: nn.Module, images: Tensor) -> str:
     """Say where NaN or infinity comes from: the values of the network, the images, or the first layer that puts it out."""
-    found = fault(inner(network))
+    found = fault(inner(network), statistics=False)
     if found is not None or not torch.isfinite(images).all():
         return found or "the images hold NaN or infinity"
     culprits: list[str] = []
