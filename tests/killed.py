@@ -1,4 +1,6 @@
-"""Runs scripts that kill themselves: killed.py JOBS, a JSON list of {"script", "argv", "moment", "log"}; prints exit statuses.
+"""Runs scripts that kill themselves: killed.py JOBS, a JSON list of jobs; prints their exit statuses.
+
+A job is {"script", "argv", "moment", "log", "checkpoint", "resume"}: where the checkpoint exists, `resume` replaces `argv`.
 
 A moment is [what, n], the n-th time from 1: "step" before an optimizer's step, "write" halfway through a checkpoint,
 "rename" before and "renamed" after a file takes its place; null lets the script end, "alarm" n kills it after n seconds.
@@ -79,7 +81,7 @@ def run(job: dict) -> int:
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.argv = [job["script"], *job["argv"]]
+        sys.argv = [job["script"], *job["resume" if Path(job["checkpoint"]).is_file() else "argv"]]
         code = 1
         try:
             if job["moment"]:

@@ -23,9 +23,9 @@ RUNS = {  # name -> script, arguments, run directory
 }
 # Three steps an epoch (fine-tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
 MOMENTS = {
-    "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 2), ("renamed", 4), ("rename", 8)],
-    "layerwise": [("step", 12), ("renamed", 16)],
-    "global": [("step", 2), ("renamed", 4)],
+    "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 4), ("rename", 8)],
+    "layerwise": [("step", 12)],
+    "global": [("step", 2)],
 }
 
 
@@ -38,19 +38,20 @@ def run(jobs: list[dict], where: Path) -> list[int]:
     return json.loads(done.stdout)
 
 
-def job(name: str, data: Path, result: Path, moment: tuple | None = None, resume: bool = False) -> dict:
-    """Return a job that starts a run, or goes on with it."""
-    script, argv, _ = RUNS[name]
-    start = ["--init", str(data / "resnet20_2bit" / BEST)] if script == "snn_ft" and not resume else []
-    argv = [*argv, "--data", str(data), "--result", str(result), *start, *(["--resume"] if resume else [])]
-    return {"script": script, "argv": argv, "moment": moment, "log": str(result.parent / f"{result.name}.log")}
+def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dict:
+    """Return a job that starts a run, or goes on with it where there is a checkpoint: before it, nothing was computed."""
+    script, argv, directory = RUNS[name]
+    argv = [*argv, "--data", str(data), "--result", str(result)]
+    start = ["--init", str(data / "resnet20_2bit" / BEST)] if script == "snn_ft" else []
+    return {"script": script, "argv": [*argv, *start], "checkpoint": str(result / directory / LAST), "resume": [*argv, "--resume"],
+            "moment": moment, "log": str(result.parent / f"{result.name}.log")}
 
 
 @pytest.fixture(scope="module")
 def start(tiny) -> Path:
     """Train the network that fine-tuning starts from; return the data's directory, where it is."""
     argv = [*COMMON, "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
-    assert run([{"script": "main", "argv": argv, "moment": None, "log": str(tiny / "log")}], tiny) == [0]
+    assert run([{"script": "main", "argv": argv, "moment": None, "checkpoint": "", "log": str(tiny / "log")}], tiny) == [0]
     return tiny
 
 
@@ -86,15 +87,12 @@ def survive(name: str, moments: list[tuple], start: Path, where: Path) -> None:
     directory = RUNS[name][2]
     jobs = [job(name, start, where / "whole")]
     for number, moment in enumerate(moments):
-        jobs.append(job(name, start, where / str(number), moment))
-    codes = run(jobs, where)
-    assert codes[0] == 0, (where / "whole.log").read_text()
-    assert all(code < 0 for code in codes[1:]), list(zip(moments, codes[1:], strict=True))  # else no such moment came
-    # Where nothing was computed yet there is nothing to resume: the run starts as it did.
-    resumed = [job(name, start, where / str(number), resume=(where / str(number) / directory / LAST).exists())
-               for number in range(len(moments))]
-    for number, (moment, code) in enumerate(zip(moments, run(resumed, where), strict=True)):
-        assert code == 0, (moment, (where / f"{number}.log").read_text())
+        jobs += [job(name, start, where / str(number), moment), job(name, start, where / str(number))]
+    first, *codes = run(jobs, where)
+    assert first == 0, (where / "whole.log").read_text()
+    for number, (moment, broken, resumed) in enumerate(zip(moments, codes[::2], codes[1::2], strict=True)):
+        assert broken < 0, moment  # else no such moment came
+        assert resumed == 0, (moment, (where / f"{number}.log").read_text())
         assert_same_runs(where / "whole" / directory, where / str(number) / directory)
 
 
@@ -135,7 +133,7 @@ def test_a_run_survives_being_killed_again_and_again(name, start, tmp_path):
     draw, kills, code = random.Random(1), 0, -1
     while code < 0:
         moment = ("alarm", draw.uniform(0.3, 2.5)) if kills < 20 else None
-        code, = run([job(name, start, tmp_path / "broken", moment, resume=(directory / LAST).exists())], tmp_path)
+        code, = run([job(name, start, tmp_path / "broken", moment)], tmp_path)
         kills += code < 0
     assert code == 0, (tmp_path / "broken.log").read_text()
     assert kills > 2
