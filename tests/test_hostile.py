@@ -25,7 +25,7 @@ from utils.cifar import load_images, read_binary
 from utils.errors import UserError
 from utils.imagenet import ImageLoader, list_images
 
-TRIALS = 300
+TRIALS = 200
 
 
 def damages(whole: bytes, seed: int, count: int = TRIALS) -> list[bytes]:
