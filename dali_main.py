@@ -30,6 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--pretrained, --scratch, --init and --resume exclude each other: choose where to start")
     if args.scratch and (args.init or args.resume is not None):
         parser.error("--scratch, --init and --resume exclude each other: choose where to start")
+    if args.evaluate and (args.scratch or args.pretrained):
+        parser.error("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
     args.pretrained = args.pretrained or (args.bit != FLOAT_BITS and not args.scratch and args.init is None and args.resume is None)
     return args
 

@@ -13,19 +13,19 @@ goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned; --s
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models import Network
-from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, finetune, latency, own_parameters_, state_bytes
+from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, latency, own_parameters_, state_bytes
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
 from utils.data import Data, Loader
 from utils.distributed import average_, parallel
-from utils.engine import autocast, epoch_rate, evaluate, progress_bar, sgd, train_epoch
+from utils.engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied
 
@@ -58,7 +58,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def defaults(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what depends on the method, the architecture and --test."""
-    for name, value in {"calib": 0 if args.method == "global" else 10_000,
+    whole = args.method == "global"
+    if args.teacher and not whole:
+        raise UserError("--teacher: layer-wise tuning learns from the ANN anyway; leave it out, or pass --method global")
+    if whole and (args.force or args.online):
+        raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
+    for name, value in {"calib": 0 if whole else 10_000,
                         "wd": 5e-4 if args.arch in ("alex", "vgg11") else 1e-4}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -70,7 +75,12 @@ def defaults(args: argparse.Namespace) -> argparse.Namespace:
 
 @dataclass
 class Session:
-    """What both methods work on: target, network, batches, the log so far, the state of a global optimizer, `save()`."""
+    """What both methods work on: target, network, batches, the log so far, the state within it, `save()`.
+
+    Attributes:
+        optimizer_state: global: the optimizer's.
+        progress: layerwise: how far the unit is that is tuned, a `UnitProgress` as plain values; None between units.
+    """
 
     ann: Network
     snn: Network
@@ -78,6 +88,7 @@ class Session:
     check: Loader
     history: list[dict[str, Any]]
     optimizer_state: dict[str, Any] | None
+    progress: dict[str, Any] | None
     save: Callable[[], None]
 
 
@@ -92,16 +103,27 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
 
     def on_unit(index: int, unit: TunedUnit) -> None:
         session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
+        session.progress = None
         session.save()
         print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.total} "
               f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
               f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
 
+    def on_epoch(progress: UnitProgress) -> None:
+        session.progress = asdict(progress)
+        session.save()
+
     config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online,
                             script.compiles(args, session.snn, session.batches) and not args.reference)
     first = session.history[-1]["unit"] + 1 if session.history else 1
-    with autocast(session.batches.device, args.amp, cache=False):
-        finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar, average_)
+    started = UnitProgress(**session.progress) if session.progress else None
+    try:
+        # The plain layers of --online fire in float32: bfloat16 has too few bits for their sums.
+        with autocast(session.batches.device, args.amp and not online, cache=False):
+            finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar, average_,
+                     on_epoch, started)
+    except ValueError as error:
+        raise UserError(f"{error}: lower --lr; --resume goes on behind the last epoch that was saved") from error
 
 
 def globally(args: argparse.Namespace, session: Session) -> None:
@@ -110,7 +132,7 @@ def globally(args: argparse.Namespace, session: Session) -> None:
     network = parallel(RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches)))
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if session.optimizer_state:
-        optimizer.load_state_dict(session.optimizer_state)
+        restore_(optimizer, session.optimizer_state)
     for epoch in range(len(session.history), args.num_epochs):
         began = time.monotonic()
         rate = epoch_rate(args.lr, "cosine", epoch, args.num_epochs)
@@ -152,22 +174,28 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)
     history = state.get("history", [])
+    if state:
+        same_frozen(tuned, ann, path)
+        run.log(history)
     if args.calibrate and not state:
         summary["seconds"] += script.calibrate(args, snn, ann, batches)
         summary["calibrated"] = score(snn, "calibrated SNN")
         print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
 
-    spent, began = summary["seconds"], time.monotonic()
+    spent, began = summary.get("seconds", 0.0), time.monotonic()
 
     def save(is_best: bool = False) -> None:
-        contents = network_state(snn) | {"finetune": summary, "args": plain(args), "optimizer": session.optimizer_state}
+        contents = network_state(snn) | {"finetune": summary, "args": plain(args), "optimizer": session.optimizer_state,
+                                         "progress": session.progress}
         run.save(contents, history, is_best)
 
     def save_progress() -> None:
         summary["seconds"] = round(spent + time.monotonic() - began, 1)
         save()
 
-    session = Session(ann, snn, batches, check, history, state.get("optimizer"), save_progress)
+    session = Session(ann, snn, batches, check, history, state.get("optimizer"), state.get("progress"), save_progress)
+    if not state:
+        save()  # so that a run that is killed before its first epoch ends can be resumed
     {"layerwise": layerwise, "global": globally}[args.method](args, session)
     summary["after"] = score(snn, "SNN")
     save(is_best=True)
@@ -183,12 +211,33 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     state = read_checkpoint(path / LAST)
     if "finetune" not in state:
         raise UserError(f"--resume: {path / LAST} is no checkpoint of a fine-tuning run")
+    check_tuning(state, path / LAST)
     if args.delay != state["finetune"]["delay"]:
         raise UserError(f"--delay {args.delay}: the run in {path} has delay {state['finetune']['delay']}")
     if args.init is None and state["args"]["init"] is not None:
         args.init = Path(state["args"]["init"])
     script.report_changes(args, state["args"])
     return state
+
+
+def check_tuning(state: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a checkpoint's log, arguments and progress are what a fine-tuning run has written."""
+    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
+    whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
+             and all(isinstance(line, dict) and {"unit", "epoch"} & line.keys() for line in history)
+             and isinstance(state.get("args"), dict) and "init" in state["args"]
+             and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
+    if not whole:
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
+
+
+def same_frozen(tuned: Network, ann: Network, path: Path) -> None:
+    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes."""
+    ours = tuned.state_dict()
+    for name, tensor in ann.state_dict().items():
+        if name.endswith(("threshold", "running_mean", "running_var")) and not torch.equal(tensor, ours[name]):
+            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
+                            "file that the run was started with")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from copy import deepcopy
 from torch import nn
 
 from models import Network
-from quant import FLOAT_BITS, QuantReLU, swap_, time_steps
+from quant import FLOAT_BITS, QuantReLU, check_values, swap_, time_steps
 
 from .neuron import IFNeuron
 
@@ -22,7 +22,8 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1.
 
     Raises:
-        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps.
+        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps,
+            thresholds, variances or weights that cannot be right (names the layer).
     """
     if network.neuron is not None:
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
@@ -36,6 +37,7 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         raise ValueError(f"steps is {steps}: a {network.bit}-bit network runs 1 to T = {full} time steps")
     if not 0 <= delay <= steps:
         raise ValueError(f"delay is {delay}: choose 0 to T = {steps}")
+    check_values(network)
     shared = (*network.parameters(), *network.buffers())
     spiking = deepcopy(network, {id(tensor): tensor for tensor in shared})
     first = next(module for module in spiking.modules() if isinstance(module, QuantReLU))

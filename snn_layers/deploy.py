@@ -50,7 +50,8 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]."""
         *_, last = self.firing_rates(images, every=False).values()
-        return self.head(self.pool(last))
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(self.pool(last))
 
     @torch.no_grad()
     def firing_rates(self, images: Tensor, every: bool = True) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ class Deployed(nn.Module):
         if images.device.type != "cpu":
             return len(images)
         first = self.body[0]
-        values = self.time_steps * len(first.weight) * images[0, 0].numel() // math.prod(first.stride)
+        values = self.time_steps * len(first.weight) * math.prod(images.shape[2:]) // math.prod(first.stride)
         return max(1, WORKING_SET // (values * (4 + first.neuron.dtype.itemsize)))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:

@@ -89,7 +89,16 @@ class EncodingUnit(nn.Module):
         self.neuron = FusedNeuron(neuron, constants, convolution, fused)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to spikes [T·B, C, H', W']."""
+        """Map images [B, 3, H, W] to spikes [T·B, C, H', W'].
+
+        Raises:
+            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
+        """
+        if not images.is_floating_point() or images.dim() != 4 or len(images) == 0:
+            raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
+                             "[B, 3, H, W] are needed")
+        if not torch.isfinite(images).all():
+            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         current = F.conv2d(images.double(), self.weight, self.bias, self.stride, self.padding)
         # A current of -θ or less never fires, one of θ or more always: the limits change no spike.
         theta = self.neuron.threshold

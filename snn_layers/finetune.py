@@ -1,5 +1,6 @@
 """Layer-wise fine-tuning: each unit of a spiking network learns to put out what its quantized ANN puts out."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import Network, State, Unit, mean_over_time
-from quant import quantized_once, time_steps
+from quant import fault, quantized_once, time_steps
 
 from .deploy import deploy
 from .rate import unit_rate
@@ -52,10 +53,28 @@ class TunedUnit:
     losses: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class UnitProgress:
+    """How far a unit is between two epochs, beside its weights, which are those last kept: plain values, to be saved.
+
+    Attributes:
+        before, best: accuracy in percent on the check images, of the unit as it was and as it is kept.
+        kept_epochs, losses: as in `TunedUnit`.
+        momenta: the optimizer's "state" that belongs to the kept weights.
+    """
+
+    before: float
+    best: float
+    kept_epochs: int
+    losses: tuple[float, ...]
+    momenta: dict[int, dict[str, Tensor]]
+
+
 def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig | None = None,
              first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
              bar: Callable[[Iterable, str], Iterable] | None = None,
-             average_: Callable[[Iterable[Tensor]], None] | None = None) -> list[TunedUnit]:
+             average_: Callable[[Iterable[Tensor]], None] | None = None,
+             on_epoch: Callable[[UnitProgress], None] | None = None, started: UnitProgress | None = None) -> list[TunedUnit]:
     """Tune the hidden units of `snn`, in place, in forward order; never the first unit, never the head.
 
     For a unit with spike input S: x̄ = mean_T S, ȳ = mean_T of its spike output, o = the unit as ANN layer on x̄ with BN in
@@ -72,9 +91,14 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         bar: called with (items, name), returns the items; shows the progress of a pass.
         average_: called with tensors that it is to average, in place, over processes that tune on parts of the batches: the
             gradients of the unit, and counts. Nothing else is exchanged, and all processes keep the same weights.
+        on_epoch: called after each epoch of a unit but its last.
+        started: how far the first unit is, to go on within its epochs.
 
     Returns:
         one result per tuned unit.
+
+    Raises:
+        ValueError: the loss is no longer finite; names unit and batch.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """
@@ -88,7 +112,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         for unit_index, site_index in enumerate(units):
             if unit_index < first:
                 continue
-            results.append(tuner.tune(site_index))
+            results.append(tuner.tune(site_index, on_epoch, started if unit_index == first else None))
             if on_unit is not None:
                 on_unit(unit_index, results[-1])
     return results
@@ -120,15 +144,21 @@ class _Tuner:
         self.position = self.check_position = 0
         self.accuracy: float | None = None  # of the network as it is; None before the first measurement
 
-    def tune(self, index: int) -> TunedUnit:
-        """Tune the unit at site `index` and keep the best state."""
+    def tune(self, index: int, on_epoch: Callable[[UnitProgress], None] | None = None,
+             started: UnitProgress | None = None) -> TunedUnit:
+        """Tune the unit at site `index`, from where it has been `started`, and keep the best state."""
         site = self.snn_sites[index]
         unit, config = site.module, self.config
         optimizer = torch.optim.SGD(trained_parameters(unit), config.lr, config.momentum, weight_decay=config.weight_decay)
         self._advance_check(index)
-        before = best = self._accuracy(index) if self.accuracy is None else self.accuracy
-        kept, kept_epochs, losses = _snapshot(unit, optimizer), 0, []
-        for epoch in range(config.epochs):
+        if started is None:
+            before = best = self._accuracy(index) if self.accuracy is None else self.accuracy
+            kept_epochs, losses = 0, []
+        else:
+            before, best, kept_epochs, losses = started.before, started.best, started.kept_epochs, list(started.losses)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": started.momenta})
+        kept = _snapshot(unit, optimizer)
+        for epoch in range(len(losses), config.epochs):
             losses.append(self._epoch(index, epoch, optimizer))
             accuracy = self._accuracy(index)
             if config.force or accuracy > best:
@@ -137,6 +167,8 @@ class _Tuner:
                 unit.load_state_dict(kept[0])
                 self.deployed.update_(index, unit)
                 optimizer.load_state_dict(deepcopy(kept[1]))  # it would go on in the snapshot's momentum
+            if on_epoch is not None and epoch + 1 < config.epochs:
+                on_epoch(UnitProgress(before, best, kept_epochs, tuple(losses), kept[1]["state"]))
         self.accuracy = best
         return TunedUnit(site.name, before, best, kept_epochs, tuple(losses))
 
@@ -150,6 +182,9 @@ class _Tuner:
             self.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
             optimizer.step()
             total, count = total + loss.item(), count + 1
+        found = fault(unit) or (None if math.isfinite(total) else f"the loss is {total:g}")
+        if found is not None:  # spikes hide it: a neuron whose current is NaN is merely silent
+            raise ValueError(f"{found} after {self._name(index, epoch)}")
         self.deployed.update_(index, unit)
         return total / max(count, 1)
 

@@ -30,9 +30,16 @@ class IFNeuron(nn.Module):
         return cls(relu.threshold, time_steps, signed, delay, encodes)
 
     def spike_train(self, current: Tensor) -> Tensor:
-        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}."""
+        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}.
+
+        Raises:
+            ValueError: currents in half precision, or, in the first neuron, NaN.
+        """
         if current.dtype in (torch.float16, torch.bfloat16):
-            current = current.float()
+            raise ValueError(f"{str(current.dtype).removeprefix('torch.')} has too few bits for sums of currents: run the spiking "
+                             "network in float32 without autocast, or deploy it")
+        if self.encodes and current.isnan().any():
+            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         steps = self.time_steps
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
         return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay)

@@ -79,6 +79,19 @@ def primitives() -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """Return a directory with a CIFAR-10 of 40 training and 16 test images, noise."""
+    root = tmp_path_factory.mktemp("tiny")
+    folder, draw = root / "cifar-10-batches-bin", np.random.RandomState(0)
+    folder.mkdir()
+    for name, count in [*((f"data_batch_{i}.bin", 8) for i in range(1, 6)), ("test_batch.bin", 16)]:
+        records = draw.randint(0, 256, (count, 3073)).astype(np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / name)
+    return root
+
+
 class Operators(TorchDispatchMode):
     """Records each operator's name and the number of elements of its largest result."""
 

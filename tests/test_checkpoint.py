@@ -145,7 +145,7 @@ def test_a_published_key_too_many_or_too_few_is_named(recorded, tmp_path):
 
 def test_classes_of_a_published_file_choose_the_data_set(recorded, tmp_path):
     _, state = recorded("cifar10_res_resnet20_3bit")
-    state |= {"layer4.block.2.weight": torch.zeros(100, 64), "layer4.block.2.bias": torch.zeros(100)}
+    state |= {"layer4.block.2.weight": torch.ones(100, 64), "layer4.block.2.bias": torch.zeros(100)}
     torch.save(state, tmp_path / "net.pth")
     network = load_network(tmp_path / "net.pth", "resnet20", 3)
     assert (network.dataset, network.num_classes) == ("cifar100", 100)

@@ -1,22 +1,28 @@
 """A user's mistake is one line on stderr that names the value and the remedy, and exit code 2."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from mistakes import MISTAKES
 
+import dali_main
 import main
 import models
 import snn
 import snn_ft
 from quant import quantize_
-from utils import script
+from utils import cli, script
 from utils.checkpoint import network_state, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft, "dali_main.py": dali_main}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +31,9 @@ def place(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("mistakes")
     network = quantize_(models.build("resnet20", "digits"), 3)
     save_checkpoint(root / "good.pth.tar", network_state(network))
+    contents = network_state(network)
+    contents["state_dict"] = contents["state_dict"] | {"head.bias": torch.full((10,), torch.nan)}
+    save_checkpoint(root / "nan.pth.tar", contents)
     (root / "truncated.pth.tar").write_bytes((root / "good.pth.tar").read_bytes()[:5000])
     (root / "empty").mkdir()
     (root / "short" / "cifar-10-batches-bin").mkdir(parents=True)
@@ -37,51 +46,23 @@ def place(tmp_path_factory) -> Path:
     return root
 
 
-MISTAKES = {
-    "missing checkpoint": ("snn.py -a resnet20 --bit 3 --init {}/none.pth.tar", "none.pth.tar does not exist"),
-    "nothing trained yet": ("snn_ft.py -a resnet20 --bit 3 --result {}/empty", "model_best.pth.tar does not exist"),
-    "nothing to resume": ("main.py -a resnet20 --bit 3 --resume --result {}/empty", "checkpoint.pth.tar does not exist"),
-    "truncated checkpoint": ("main.py -a resnet20 --bit 3 -e --init {}/truncated.pth.tar", "damaged or of no known kind"),
-    "another architecture": ("snn.py -a resnet56 --bit 3 --dataset digits --init {}/good.pth.tar", "arch resnet20, not resnet56"),
-    "another bit-width": ("snn.py -a resnet20 --bit 4 --dataset digits --init {}/good.pth.tar", "holds bit 3, not 4"),
-    "float": ("snn.py -a resnet20 --dataset digits --init {}/good.pth.tar", "--bit 2 to 8"),
-    "back to float": ("main.py -a resnet20 --bit 32 --dataset digits --init {}/good.pth.tar", "starts from a float one"),
-    "--bit 1": ("main.py --bit 1", "bits is 1"),
-    "--bit 9": ("snn.py --bit 9", "bits is 9"),
-    "--bit x": ("snn_ft.py --bit x", "'x' is no bit-width"),
-    "unknown arch": ("main.py --arch lenet", "unknown architecture 'lenet'"),
-    "arch of another data set": ("main.py --arch vgg16", "choose one of"),
-    "no data": ("main.py -a resnet20 --data {}/empty", "put the official"),
-    "truncated data": ("main.py -a resnet20 --data {}/short", "truncated"),
-    "-b 0": ("main.py -b 0", "batch size at least 1"),
-    "--lr nan": ("main.py --lr nan", "learning rate"),
-    "--delay 8": ("snn.py -a resnet20 --bit 3 --delay 8 --dataset digits --init {}/good.pth.tar", "choose 0 to T = 7"),
-    "GPU 99": ("main.py -id 99", "GPU index"),
-    "unknown flag": ("main.py --bits 3 --nonsense", "--nonsense"),
-    "locked directory": ("main.py -a resnet20 --dataset digits --result {}/locked/result", "choose|name another"),
-    "file in the way": ("main.py -a resnet20 --dataset digits --result {}/file", "name another --result"),
-    "a directory for a file": ("snn.py -a resnet20 --bit 3 --init {}/empty", "is a directory"),
-    "weights without activations": ("main.py --bit 32 --weight-bit 4", "quantized weights need quantized activations"),
-    "resume something else": ("main.py -a resnet20 --bit 3 --dataset digits --resume {}/good.pth.tar", "no checkpoint of the run"),
-    "resume no tuning": ("snn_ft.py -a resnet20 --bit 3 --dataset digits --resume --result {}", "of a fine-tuning run"),
-    "start past the end": ("main.py --start-epoch 5 --epochs 5", "nothing is left"),
-}
-
-
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_in_one_line_and_code_2(place, name, tmp_path, monkeypatch, capsys):
     command, expected = MISTAKES[name]
     if name == "locked directory" and os.access(place / "locked", os.W_OK):
         pytest.skip("this user may write everywhere")
+    before = sorted(place.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", command.format(place).split())
     with pytest.raises(SystemExit) as stopped:
-        script.run({"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[command.split()[0]].main)
+        script.run(SCRIPTS[command.split()[0]].main)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2
+    assert stopped.value.code == 2, error
     assert len(error.strip().splitlines()) == 1, error
     assert any(part in error for part in expected.split("|")), error
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+    assert sorted(place.rglob("*")) == before
 
 
 def test_a_mistake_in_the_shell(tmp_path):
@@ -105,14 +86,65 @@ def test_without_a_gpu_one_line_and_the_cpu(monkeypatch, capsys):
     assert capsys.readouterr().err == "no GPU here: -id 2 is ignored, the CPU is used\n"
 
 
-@pytest.mark.parametrize("module", [main, snn, snn_ft])
-def test_help_names_every_flag(module, capsys):
+ENVIRONMENTS = {
+    "a rank of no kind": ({"RANK": "first"}, "RANK=first"),
+    "a rank outside": ({"RANK": "3", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "RANK=3"),
+    "nobody to meet": ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2, no MASTER_ADDR, no MASTER_PORT"),
+    "no process at all": ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_that_no_launcher_makes_is_named(name, tmp_path, monkeypatch, capsys):
+    variables, expected = ENVIRONMENTS[name]
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["main.py", "-a", "resnet20", "--dataset", "digits", "--result", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        module.main(["-h"])
-    assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    for flag in ("--arch", "--bit", "--cifar-type", "--batch-size", "--device", "--data", "--result", "--deterministic"):
-        assert flag in printed
+        script.run(main.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert len(error.splitlines()) == 1
+    assert expected in error
+    assert "torchrun" in error
+
+
+def parser_of(module: ModuleType, monkeypatch) -> argparse.ArgumentParser:
+    """Return the parser that a script makes."""
+    parsers = []
+    monkeypatch.setattr(cli.Parser, "parse_args", lambda parser, argv: parsers.append(parser) or parser.exit(0))
+    with pytest.raises(SystemExit):
+        module.parse([])
+    return parsers[0]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_says_what_the_parser_does(name, monkeypatch):
+    """Every flag under all its names, with its choices, its default where it has one, and no flag that nothing reads."""
+    parser = parser_of(SCRIPTS[name], monkeypatch)
+    printed = " ".join(parser.format_help().split())
+    code = "".join(file.read_text() for folder in (".", "utils") for file in (ROOT / folder).glob("*.py"))
+    assert " ".join(SCRIPTS[name].__doc__.split()) in printed
+    for action in parser._actions:
+        assert action.help, action.dest
+        assert all(flag in printed for flag in action.option_strings)
+        if action.choices:
+            assert "{" + ",".join(map(str, action.choices)) + "}" in printed
+        if action.default not in (None, False, argparse.SUPPRESS) and action.option_strings:
+            default = re.search(r"default: ([^),; ]+)", action.help)
+            kind = type(action.default) if isinstance(action.default, int | float) and action.default is not True else str
+            assert kind(default[1]) == kind(action.default), action.dest
+        if action.dest != "help":
+            assert re.search(rf"args\.{action.dest}\b|\(\"{action.dest}\"\)", code), f"{action.dest} is read nowhere"
+
+
+def test_every_name_of_a_flag_means_the_same_in_each_script(monkeypatch):
+    meanings = {}
+    for module in SCRIPTS.values():
+        with monkeypatch.context() as patch:
+            for action in parser_of(module, patch)._actions:
+                for flag in action.option_strings:
+                    assert meanings.setdefault(flag, action.dest) == action.dest
 
 
 def test_importing_the_scripts_has_no_side_effect(tmp_path):

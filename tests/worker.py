@@ -1,6 +1,9 @@
-"""What each process of a distributed test does: torchrun ... tests/worker.py TASK DIRECTORY OUT."""
+"""What each process of a distributed test does: torchrun ... tests/worker.py TASK DIRECTORY OUT [TIMEOUT]."""
 
+import os
+import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from models import Network
 from models.resnet import residual_network
 from quant import calibrate_, quantize_
 from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
+from utils import script
 from utils.distributed import Place, average_, group, parallel
 from utils.engine import evaluate, sgd, train_epoch
+from utils.errors import UserError
 from utils.imagenet import ImageLoader, list_images
 
 
@@ -43,12 +48,13 @@ def small_network(frozen: bool = False, bit: int = 32) -> Network:
 class Work:
     """The tasks; each returns what is saved as OUT/{rank}.pt."""
 
-    def __init__(self, directory: Path, place: Place):
-        self.directory, self.place = directory, place
+    def __init__(self, directory: Path, place: Place, out: Path):
+        self.directory, self.place, self.out = directory, place, out
 
     def loader(self, split: str, decoder: str = "torchvision", batch_size: int = 4, **options) -> ImageLoader:
         """Return batches of this process; a global batch of 8 is 4 on each of two processes."""
-        return ImageLoader(list_images(self.directory / split), batch_size, False, decoder, place=self.place, workers=0, **options)
+        options = {"place": self.place, "workers": 0} | options
+        return ImageLoader(list_images(self.directory / split), batch_size, False, decoder, **options)
 
     def validate(self) -> dict:
         """Scores on all validation images, by decoder."""
@@ -91,16 +97,44 @@ class Work:
         average_([torch.zeros(1)])
         return {}
 
+    def die(self) -> dict:
+        """The second process is killed while the others wait for it."""
+        if self.place.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        average_([torch.zeros(1)])
+        return {}
+
+    def refuse(self) -> dict:
+        """The second process finds a user's mistake."""
+        if self.place.rank == 1:
+            raise UserError("the second process finds a mistake on purpose")
+        average_([torch.zeros(1)])
+        return {}
+
+    def stall(self) -> dict:
+        """The second process's reader waits for ever: a file that is a pipe."""
+        for _ in self.loader("train", workers=1):
+            average_([torch.zeros(1)])
+        return {}
+
+    def wait(self) -> dict:
+        """All go on for ever, their readers too."""
+        batches = iter(self.loader("train", workers=1))
+        next(batches)
+        (self.out / f"{self.place.rank}.here").touch()
+        time.sleep(3600)
+        return {}
+
 
 def main() -> None:
     """Join the others, work, save."""
-    task, directory, out = sys.argv[1:]
+    task, directory, out, *timeout = sys.argv[1:]
     place = Place.of_environment()
     torch.set_num_threads(1)
-    with group(place, torch.device("cpu")):
-        result = getattr(Work(Path(directory), place), task)()
+    with group(place, torch.device("cpu"), *map(float, timeout)):
+        result = getattr(Work(Path(directory), place, Path(out)), task)()
     torch.save(result, Path(out) / f"{place.rank}.pt")
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -1,7 +1,5 @@
 """Checkpoints that rebuild their network: written atomically, read with weights_only."""
 
-import os
-import pickle
 import subprocess
 import zipfile
 from pathlib import Path
@@ -11,13 +9,15 @@ import torch
 
 import models
 from models import Network
-from quant import FLOAT_BITS, quantize_
+from quant import FLOAT_BITS, check_values, quantize_
 
 from .errors import UserError
-from .importer import load_published
+from .files import replacing
+from .importer import load_published, load_strictly_
 
 FORMAT = 1
 LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_bit": int | None, "state_dict": dict}
 
 
 def revision() -> str:
@@ -30,30 +30,31 @@ def revision() -> str:
 
 
 def network_state(network: Network) -> dict[str, Any]:
-    """Return what rebuilds a network: architecture, data set, classes, bits, parameters."""
+    """Return what rebuilds a network: architecture, data set, classes, bits, parameters.
+
+    Raises:
+        UserError: the network has a fault that would make it useless; the checkpoint before it is the better one.
+    """
+    try:
+        check_values(network)
+    except ValueError as error:
+        raise UserError(f"not saved: {error}; lower --lr, or --resume from the checkpoint before") from error
     return {"format": FORMAT, "arch": network.arch, "dataset": network.dataset, "num_classes": network.num_classes,
             "bit": network.bit, "weight_bit": network.weight_bit, "state_dict": network.state_dict()}
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds, at every moment, either the old or the new one, whole."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permit writing, then --resume") from error
+    with replacing(path) as file:
+        torch.save(contents, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in the file is executed.
 
     Raises:
-        UserError: missing, unreadable, truncated, or not a file of tensors and plain values.
+        UserError: missing, unreadable, truncated, altered since it was written (files of PyTorch >= 1.6 hold checksums), or
+            not a file of tensors and plain values.
     """
     path = Path(path)
     if path.is_dir():
@@ -61,14 +62,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: train it first, or correct the path")
     try:
+        _verify(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError,
-            zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a parser raises on a hostile file has no end: IndexError, struct.error, MemoryError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason}): copy or train it again") from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, not a network: choose another file")
     return contents
+
+
+def _verify(path: Path) -> None:
+    """Compare a zip file's members with their checksums, which torch.load does not look at; raise ValueError."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed members, which may be of any size")  # torch.save never compresses
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
 
 
 def load_network(path: str | Path, arch: str | None = None, bit: int | None = None, dataset: str | None = None) -> Network:
@@ -88,27 +100,35 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
                     dataset: str | None = None) -> Network:
     """Rebuild the network in `contents`, read from `path`; see `load_network`."""
     try:
-        return _rebuild(contents, arch, bit, dataset)
+        network = _rebuild(contents, arch, bit, dataset)
+        check_values(network)
     except ValueError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"checkpoint {path} is damaged or of no known kind ({error}): copy or train it again") from error
+    except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason}): copy or train it again") from error
+    return network
 
 
 def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, dataset: str | None) -> Network:
+    state = contents.get("state_dict", contents)
+    for key, value in state.items() if isinstance(state, dict) else ():
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"holds {key} of shape {list(value.shape)} without its values: it is damaged or made to fill memory")
     if "format" not in contents:
-        state = contents.get("state_dict", contents)
         return load_published(state, arch, bit, dataset).eval()
     if contents["format"] != FORMAT:
         raise ValueError(f"format {contents['format']} is not {FORMAT}: it was written by another version of this code")
+    for name, expected in HEADER.items():
+        if not isinstance(contents[name], expected):
+            raise ValueError(f"holds {name} of type {type(contents[name]).__name__}: copy or train it again")
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
         if expected is not None and contents[name] != expected:
             raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")
+    if "head.weight" in state and len(state["head.weight"]) != contents["num_classes"]:  # before so many are allocated
+        raise ValueError(f"says {contents['num_classes']} classes, but its head.weight has {len(state['head.weight'])}")
     network = models.build(contents["arch"], contents["dataset"], contents["num_classes"])
     if contents["bit"] != FLOAT_BITS:
         quantize_(network, contents["bit"], contents["weight_bit"])
-    try:
-        network.load_state_dict(contents["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+    load_strictly_(network, state)
     return network.eval()

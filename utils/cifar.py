@@ -1,5 +1,6 @@
 """CIFAR-10, CIFAR-100 and digits as uint8 tensors, and a loader that augments whole batches on the device."""
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from .errors import UserError
 
 PADDING = 4
 SIZE = 32
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,43 @@ class ImageSet:
         return len(self.labels)
 
 
-def read_binary(files: list[Path], label_bytes: int, classes: int) -> tuple[Tensor, Tensor]:
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return {file name: SHA-256} from a folder's SHA256SUMS, as `sha256sum *.bin > SHA256SUMS` writes it; empty without one."""
+    path = folder / SUMS
+    try:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return {name.lstrip("*"): digest for digest, name in (line.split() for line in lines)}
+    except ValueError as error:
+        raise UserError(f"{path} is no list of checksums: write it again, sha256sum *.bin > {SUMS}, or remove it") from error
+
+
+def read_binary(files: list[Path], label_bytes: int, classes: int, most: int) -> tuple[Tensor, Tensor]:
     """Read the official binary version: records of `label_bytes` labels (the last one counts) and 3072 pixels.
+
+    The format has no checksums, so that altered pixels can be told only where SHA256SUMS lies beside the files.
+
+    Args:
+        most: records of a file of the official set.
 
     Returns:
         images [N, 3, 32, 32] uint8, labels [N] int64.
 
     Raises:
-        UserError: a file is missing, no whole number of records, empty, or has a label outside the classes.
+        UserError: a file is missing, no whole number of records, empty, larger than the official one, has a label outside the
+            classes, or differs from SHA256SUMS.
     """
     images, labels = [], []
+    sums = read_sums(files[0].parent)
     record = label_bytes + 3 * SIZE * SIZE
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing: unpack the official archive again")
+        size = file.stat().st_size
+        if size == 0 or size % record or size > most * record:
+            raise UserError(f"{file} has {size} bytes, which is not 1 to {most} times {record}: it is truncated or no CIFAR file")
         raw = np.fromfile(file, np.uint8)
-        if len(raw) == 0 or len(raw) % record:
-            raise UserError(f"{file} has {len(raw)} bytes, which is no multiple of {record}: it is truncated or no CIFAR file")
+        if sums and sums.get(file.name) != hashlib.sha256(raw).hexdigest():
+            raise UserError(f"{file} differs from {SUMS} beside it: it is damaged, unpack it again, or mend the list")
         rows = raw.reshape(-1, record)
         labels.append(rows[:, label_bytes - 1])
         images.append(rows[:, label_bytes:].reshape(-1, 3, SIZE, SIZE))
@@ -59,10 +81,12 @@ def read_cifar(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
     """Read CIFAR-10 or CIFAR-100 from `root`: the binary version, else torchvision's (downloaded if need be)."""
     if classes == 10:
         folder, names = root / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
+        label_bytes, most = 1, 10_000
     else:
         folder, names = root / "cifar-100-binary", ["train.bin" if train else "test.bin"]
+        label_bytes, most = 2, 50_000 if train else 10_000
     if folder.is_dir():
-        return read_binary([folder / name for name in names], 1 if classes == 10 else 2, classes)
+        return read_binary([folder / name for name in names], label_bytes, classes, most)
     return read_torchvision(root, classes, train)
 
 

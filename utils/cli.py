@@ -7,10 +7,12 @@ from pathlib import Path
 import models
 from quant import check_bits
 
+from .distributed import TIMEOUT
 from .errors import UserError
 from .imagenet import LOADERS
 
 MAX_GPUS = 16  # per node; no larger index can be meant
+MAX_SEED = 2**32 - 1
 SMOKE_BATCHES = 10
 DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
 CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
@@ -32,7 +34,7 @@ def number(kind: type, low: float, high: float = float("inf"), what: str = "numb
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {what}") from None
-        if not low <= value <= high:
+        if not low <= value <= high or value == float("inf"):
             limits = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: {what} {limits}")
         return value
@@ -62,7 +64,7 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
         batch_size: the default.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(directories=[], local_rank=None, cifar_type=10, dataset=None)
+    parser.set_defaults(directories=[], local_rank=None, cifar_type=10, dataset=None, timeout=TIMEOUT)
     add = parser.add_argument
     known = "; ".join(f"{models.family(dataset)}: {', '.join(models.architectures(dataset))}" for dataset in datasets)
     defaults = " or ".join(DEFAULT_ARCH[models.family(dataset)] for dataset in datasets)
@@ -73,7 +75,8 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
         help=f"images per batch, of each process (default: {batch_size})")
     add("-id", "--device", type=number(int, 0, MAX_GPUS - 1, "GPU index"),
         help="GPU index (default: 0, or the local rank of a process of several; CPU without a GPU)")
-    add("--seed", type=count(0, "seed"), default=0, help="seed of initialisation, order and augmentation (default: 0)")
+    add("--seed", type=number(int, 0, MAX_SEED, "seed"), default=0,
+        help="seed of initialisation, order and augmentation (default: 0)")
     add("--amp", action="store_true", help="bfloat16 where safe; pays on GPUs and on CPUs with bfloat16 units")
     add("--channels-last", type=boolean, default=True, metavar="BOOL", help="memory format channels_last (default: True)")
     add("--deterministic", action="store_true", help="deterministic GPU kernels where they exist; a CPU run repeats anyway")
@@ -99,6 +102,8 @@ def add_imagenet_flags(parser: Parser, nargs: str) -> None:
     add("-j", "--workers", type=count(0, "number of workers"), default=4,
         help="ImageNet: threads (DALI) or processes (torchvision) that decode, of each process (default: 4)")
     add("--dali_cpu", action="store_true", help="ImageNet: DALI decodes on the CPU also where there is a GPU")
+    add("--timeout", type=number(float, 1, what="number of seconds"), default=TIMEOUT, metavar="SECONDS",
+        help=f"how long a process of several waits for the others before it gives up (default: {TIMEOUT})")
     add("--local-rank", "--local_rank", type=count(0, "local rank"),
         help="set by torch.distributed.launch; LOCAL_RANK in the environment goes before it")
 
@@ -165,6 +170,12 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if args.directories and (args.dataset or len(args.directories) > 2):
         given = " ".join(map(str, args.directories))
         raise UserError(f"{given}: ImageNet is one directory, or two for train and val, and excludes --dataset")
+    if args.directories and args.cifar_type != 10:
+        raise UserError(f"-ct {args.cifar_type}: {args.directories[0]} is ImageNet's directory; leave one of them out")
+    if not args.directories and (vars(args).get("loader") or vars(args).get("dali_cpu")):
+        raise UserError("--loader and --dali_cpu read ImageNet: name its directory, or leave them out")
+    if args.amp and vars(args).get("reference"):
+        raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
     args.dataset = "imagenet" if args.directories else args.dataset or f"cifar{args.cifar_type}"
     args.arch = args.arch or DEFAULT_ARCH[models.family(args.dataset)]
     args.test = args.test or args.prof

@@ -1,6 +1,10 @@
 """Several processes, as torchrun and torch.distributed.launch start them: who is who, and what they agree on."""
 
+import ctypes
 import os
+import re
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -11,7 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(minutes=10)  # a process that waits longer for the others gives up
+from .errors import UserError
+
+TIMEOUT = 600  # seconds after which a process that waits for the others gives up
+LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed", re.IGNORECASE)
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -24,9 +32,22 @@ class Place:
 
     @classmethod
     def of_environment(cls, local_rank: int | None = None) -> "Place":
-        """Return what the launcher says; launchers of old pass the local rank as a flag."""
+        """Return what the launcher says; launchers of old pass the local rank as a flag.
+
+        Raises:
+            UserError: the environment is not one that a launcher makes.
+        """
         read = os.environ.get
-        return cls(int(read("RANK", 0)), int(read("LOCAL_RANK", local_rank or 0)), int(read("WORLD_SIZE", 1)))
+        given = {"RANK": read("RANK", 0), "LOCAL_RANK": read("LOCAL_RANK", local_rank or 0), "WORLD_SIZE": read("WORLD_SIZE", 1)}
+        try:
+            place = cls(*map(int, given.values()))
+        except ValueError:
+            place = cls(world=0)
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if place.world > 1 and name not in os.environ]
+        if missing or not 0 <= place.rank < place.world or place.local_rank < 0:
+            text = ", ".join(f"{name}={value}" for name, value in given.items()) + "".join(f", no {name}" for name in missing)
+            raise UserError(f"the environment says {text}: start several processes with torchrun, or unset these for a single one")
+        return place
 
     @property
     def first(self) -> bool:
@@ -39,16 +60,41 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def end_with_parent(_: object = None) -> None:
+    """Let the system kill this process when its parent ends, however that comes about; on Linux, elsewhere nothing happens.
+
+    Without it a reader that waits for a file outlives its rank, and the ranks outlive a launcher that was killed: they
+    would go on writing to the directory of the run that has taken their place.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+
+
 @contextmanager
-def group(place: Place, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """Join the other processes, if there are any: nccl between GPUs, gloo between CPUs; print on the first one only."""
+def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Join the other processes, if there are any: nccl between GPUs, gloo between CPUs; print on the first one only.
+
+    Args:
+        timeout: seconds after which a process that waits for the others gives up.
+
+    Raises:
+        UserError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
+    """
     if place.world == 1:
         yield
         return
+    end_with_parent()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
-    with open(os.devnull, "w") as nowhere, nullcontext() if place.first else redirect_stdout(nowhere):
-        yield
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        with open(os.devnull, "w") as nowhere, nullcontext() if place.first else redirect_stdout(nowhere):
+            yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
+                        f"more than the {timeout:g} seconds of --timeout") from error
     dist.destroy_process_group()  # after an error the others may wait for ever: then the process just ends
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant import quantized_once
+from quant import clips, fault, quantized_once
 
 from .errors import UserError
+from .guards import first_fault, inner, is_sound
 from .metrics import Meter, Scores
 
 # Parts of a run after which the "step" schedule falls: epochs 150 and 225 of CIFAR's 300; 20, 40 and 50 of ImageNet's 60.
@@ -46,6 +48,24 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
     return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=momentum, fused=True)
 
 
+def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimizer its saved momenta, in place; rates and decays stay those it was made with.
+
+    Raises:
+        ValueError: no state of an optimizer of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    momenta = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(momenta, dict) or not momenta.keys() <= set(range(len(parameters))):
+        raise ValueError("holds no state of an optimizer of this network")
+    for index, entry in momenta.items():
+        momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
+        if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
+                                         and momentum.isfinite().all()):
+            raise ValueError(f"holds a momentum {index} that does not fit its parameter")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
+
+
 def autocast(device: torch.device, enabled: bool, cache: bool = True) -> AbstractContextManager:
     """Return a bfloat16 autocast context for the device; quantizers compute in float32 within it.
 
@@ -74,9 +94,11 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
         accumulate: batches whose mean gradient makes one step; a last group may be smaller.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, or a threshold or clip no longer positive; names batch and layer, and the step
+            that would spread it is not taken.
     """
     network.train()
+    positive = clips(network)
     meter, began, seen = Meter(next(network.parameters()).device), time.monotonic(), 0
     steps = min(len(batches), limit or len(batches))
     bar = progress_bar(batches, name, limit)
@@ -87,9 +109,13 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
         try:
             with nullcontext() if ends or not hasattr(network, "no_sync") else network.no_sync():
                 logits, loss = forward(network, images, labels, amp, teacher)
+                if not is_sound(loss, positive):
+                    raise ValueError(f"the loss is {loss.item():g}: {first_fault(network, images)}")
                 (loss / group).backward()
         except ValueError as error:  # no positive weight left, or a single image for BN
-            raise UserError(f"{error} (batch {step} of {name}): lower --lr, or raise --batch-size") from error
+            reason = fault(inner(network), statistics=False) or error
+            raise UserError(f"{reason} (batch {step} of {name}): lower --lr, or raise --batch-size; --resume takes up the last "
+                            "checkpoint") from error
         if ends:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate(step / len(batches))
@@ -98,14 +124,9 @@ def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], op
         meter.update(logits.detach(), labels)
         seen += len(labels)
         if step % print_freq == 0:
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss is {loss.item()} at batch {step} of {name}: lower --lr, or resume an earlier checkpoint")
             bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate(step / len(batches)):.2g}",
                             images=f"{seen / (time.monotonic() - began):.0f}/s")
-    scores = meter.scores()
-    if not math.isfinite(scores.loss):
-        raise UserError(f"the loss is {scores.loss} after {name}: lower --lr, or resume an earlier checkpoint")
-    return scores
+    return meter.scores()
 
 
 def forward(network: nn.Module, images: Tensor, labels: Tensor, amp: bool, teacher: nn.Module | None) -> tuple[Tensor, Tensor]:

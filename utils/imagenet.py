@@ -152,8 +152,8 @@ class ImageLoader:
         for start in range(0, len(files), self.batch_size):
             try:
                 pixels, labels = next(batches)
-            except (RuntimeError, OSError, ValueError, SyntaxError, StopIteration) as error:
-                # Decoders read ahead: the broken file may be of a later batch.
+            except Exception as error:  # decoders of foreign files raise what they like, and leave out what they like
+                # They read ahead: the broken file may be of a later batch.
                 damaged = next(filter(None, map(damage, files.paths[start:])), None)
                 if damaged is None:
                     raise
@@ -184,6 +184,6 @@ def damage(path: str) -> str | None:
     try:
         with Image.open(path) as image:
             image.convert("RGB").load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
         return f"{path} cannot be decoded ({error}): copy it again, or remove it"
     return None

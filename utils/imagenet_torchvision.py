@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from .distributed import end_with_parent
 from .imagenet import AREA, ASPECT, SHORTER_SIDE, SIZE
 
 if TYPE_CHECKING:
@@ -49,4 +50,4 @@ def decode(files: "ImageFiles", loader: "ImageLoader") -> Iterator[tuple[Tensor,
     """Yield (pixels [B, 224, 224, 3] uint8, labels [B]) of one epoch, in the order of the files."""
     seed = ((loader.seed * 1_000_003 + loader.epoch) * loader.place.world + loader.place.rank) * 2**22
     yield from DataLoader(Images(files, loader.augment, seed % 2**62), loader.batch_size, num_workers=loader.workers,
-                          pin_memory=loader.device.type == "cuda")
+                          pin_memory=loader.device.type == "cuda", worker_init_fn=end_with_parent)

@@ -52,11 +52,24 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     names = published_names(network, dict(layout(network)))
     _check_names(state, names)
     merged = network.state_dict() | {ours: state[theirs] for ours, theirs in names.items()}
+    load_strictly_(network, merged)
+    return network
+
+
+def load_strictly_(network: Network, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict in place; every key must be there, of the right shape and kind, and no other.
+
+    Raises:
+        ValueError: names the first keys that are missing, unknown, of another shape, or no dense numbers of the right kind.
+    """
+    for key, ours in network.state_dict().items():
+        theirs = state.get(key)
+        if isinstance(theirs, Tensor) and (theirs.layout, theirs.is_floating_point()) != (ours.layout, ours.is_floating_point()):
+            raise ValueError(f"holds {key} as {theirs.dtype}, {theirs.layout}; it should be {ours.dtype}, {ours.layout}")
     try:
-        network.load_state_dict(merged)
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(" ".join(str(error).split())[:300]) from error
-    return network
 
 
 def published_names(network: Network, prefixes: Mapping[str, str | None]) -> dict[str, str]:

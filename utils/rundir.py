@@ -13,6 +13,7 @@ import torchvision
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 from .distributed import Place
 from .errors import UserError
+from .files import remove_parts, write_text
 from .metrics import Scores
 
 CONFIG, LOG = "config.json", "log.jsonl"
@@ -25,13 +26,6 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
         return [simple(item) for item in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
 
     return {key: simple(value) for key, value in vars(args).items()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def refuse_occupied(path: Path, resume: bool, overwrite: bool) -> None:
@@ -59,11 +53,12 @@ class RunDirectory:
     def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
         self.path, self.writer = path, None
         self.writes = Place.of_environment().first
-        refuse_occupied(path, resume, overwrite)
         if not self.writes:
             return
+        refuse_occupied(path, resume, overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            remove_parts(path, FILES)
             for name in () if resume else FILES:
                 (path / name).unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
@@ -74,6 +69,11 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or name another --result DIR") from error
 
+    def log(self, history: list[dict[str, Any]]) -> None:
+        """Write the log; also when a run goes on, since it may have been killed between its checkpoint and its log."""
+        if self.writes:
+            write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
+
     def save(self, contents: dict[str, Any], history: list[dict[str, Any]], is_best: bool) -> None:
         """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
         if not self.writes:
@@ -82,11 +82,8 @@ class RunDirectory:
         if is_best:
             save_checkpoint(self.path / BEST, contents)
         save_checkpoint(self.path / LAST, contents)
-        try:
-            write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / LOG}: {error.strerror}; the checkpoint is there, --resume") from error
-        if self.writer is not None:
+        self.log(history)
+        if self.writer is not None and history:
             for name, value in history[-1].items():
                 self.writer.add_scalar(name, value, len(history))
             self.writer.flush()

@@ -58,7 +58,7 @@ def session(args: argparse.Namespace) -> Iterator[torch.device]:
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
-    with group(place, device):
+    with group(place, device, args.timeout):
         yield device
 
 

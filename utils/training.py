@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from models import Network
 from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 
 from . import cli, distributed, script
-from .checkpoint import LAST, network_state, read_checkpoint, restore_network
+from .checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
 from .data import Data, Loader
-from .engine import MILESTONES, epoch_rate, evaluate, sgd, train_epoch
+from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
 from .errors import UserError
 from .importer import reset_head_
 from .rundir import RunDirectory, log_line, plain, refuse_occupied
@@ -69,9 +70,38 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     state = read_checkpoint(file)
     if file.parent.resolve() != path.resolve() or not {"optimizer", "rng", "args"} <= state.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of the run in {path}; a new run starts from it with --init {file}")
+    check_history(state, file)
     if args.weight_bit not in (None, state["weight_bit"]):
         raise UserError(f"--weight-bit {args.weight_bit}: the run in {path} has {state['weight_bit'] or 'that of the recipe'}")
+    if (args.start_epoch or 0) > next_epoch(state):
+        raise UserError(f"--start-epoch {args.start_epoch}: the run in {path} goes on with epoch {next_epoch(state)}, so that some "
+                        "would be left out; leave --start-epoch out")
     return state
+
+
+def next_epoch(state: dict[str, Any]) -> int:
+    """Return the epoch, from 0, that follows a checkpoint."""
+    return state["history"][-1]["epoch"] + 1 if state["history"] else state["args"].get("start_epoch") or 0
+
+
+def check_history(state: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a checkpoint's log and arguments are what a run has written, epoch by epoch."""
+    history, args = state.get("history"), state["args"]
+    whole = isinstance(args, dict) and isinstance(history, list) and all(
+        isinstance(line, dict) and isinstance(line.get("epoch"), int) and isinstance(line.get("test_top1"), float)
+        for line in history)
+    if not whole or any(later["epoch"] != line["epoch"] + 1 for line, later in pairwise(history)):
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or --resume {BEST}")
+
+
+def restore_run(state: dict[str, Any], optimizer: torch.optim.Optimizer, args: argparse.Namespace, path: Path) -> None:
+    """Take over the optimizer's and the random generator's state of a checkpoint; say which flags are new."""
+    try:
+        restore_(optimizer, state["optimizer"])
+        torch.set_rng_state(state["rng"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path / LAST} cannot be resumed: {error}; start anew with --init {path / BEST}") from error
+    script.report_changes(args, state["args"])
 
 
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -89,19 +119,25 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         network = initial_network(args, data, train_batches, device)
     if args.compile:
         fuse_(network)
-    run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        script.report_changes(args, state["args"])
-    history = state.get("history", [])[:args.start_epoch]
-    first = len(history) if args.start_epoch is None else args.start_epoch
+        restore_run(state, optimizer, args, path)
+    first = args.start_epoch if args.start_epoch is not None else next_epoch(state) if state else 0
+    history = [line for line in state.get("history", []) if line["epoch"] < first]
     trained = distributed.parallel(network)
+    run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
+
+    def save(is_best: bool) -> None:
+        contents = network_state(network) | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(args)}
+        run.save(contents, history, is_best)
+
+    if state:
+        run.log(history)
+    else:
+        save(is_best=False)  # so that a run that is killed in its first epoch can be resumed
     for epoch in range(first, args.epochs):
         history.append(train_one(epoch, args, trained, network, optimizer, train_batches, test_batches))
-        contents = network_state(network) | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(args)}
-        run.save(contents, history, is_best=best_of(history) is history[-1])
+        save(is_best=best_of(history) is history[-1])
     best, last = best_of(history), history[-1]
     print(f"{path}: best epoch {best['epoch'] + 1} with {best['test_top1']:.2f} % (chosen on the test set), "
           f"last epoch {last['epoch'] + 1} with {last['test_top1']:.2f} %")
@@ -151,6 +187,10 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.epochs = 1 if args.test else args.epochs
     if args.bit == FLOAT_BITS and args.weight_bit not in (None, FLOAT_BITS):
         raise UserError(f"--weight-bit {args.weight_bit}: quantized weights need quantized activations, --bit 2 to 8")
+    if args.evaluate and args.resume is not None:
+        raise UserError("-e evaluates --init, or the run's best checkpoint: leave --resume out, or name its FILE with --init")
+    if args.init_bit and not args.init:
+        raise UserError(f"--init-bit {args.init_bit}: says the bits of a published --init FILE; name it, or leave --init-bit out")
     if (args.start_epoch or 0) >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch}: nothing is left of --epochs {args.epochs}, counted from 0")
     args.overwrite = args.overwrite or args.test

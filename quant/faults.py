@@ -1,0 +1,63 @@
+"""What makes a network compute nonsense without an error: numbers that no quantizer, neuron or BN can work with."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .layers import APoTWeight, EightBitWeight
+
+POSITIVE = (".threshold", ".alpha")
+SILENT = 1e-6  # mean, beside the bias, up to which a BN channel of variance 0 has only ever seen zeros
+
+
+@torch.no_grad()
+def fault(network: nn.Module, statistics: bool = True) -> str | None:
+    """Return the first fault of a network's values, with the layer's name; None for a sound one.
+
+    Without `statistics` BN's are left out: a forward pass in training, of whatever cause, spoils them.
+
+    Faults are NaN and infinity, thresholds θ and clips α that are not positive, weights to quantize without variance (APoT)
+    or without a positive value (8 bits), BN variances below 0, and of 0 where the channel's input was not always 0.
+    """
+    return next(_faults(network, statistics), None)
+
+
+def check_values(network: nn.Module) -> None:
+    """Raise ValueError if the network has a fault; names the layer."""
+    found = fault(network)
+    if found is not None:
+        raise ValueError(f"{found}: training diverged, or the file is damaged")
+
+
+def clips(network: nn.Module) -> list[Tensor]:
+    """Return the thresholds and weight clips, scalars that must stay positive."""
+    return [parameter for name, parameter in network.named_parameters() if name.endswith(POSITIVE)]
+
+
+def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
+    for name, tensor in network.state_dict().items() if statistics else network.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            yield f"{name} holds NaN or infinity"
+        if name.endswith(POSITIVE) and not tensor > 0:
+            yield f"{name} is {tensor.item():g}, but must be positive"
+    for name, module in network.named_modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if isinstance(quantizer, APoTWeight) and not module.weight.std() > 0:
+            yield f"{name}.weight has no variance, all its values are {module.weight.flatten()[0]:g}"
+        if isinstance(quantizer, EightBitWeight) and not module.weight.max() > 0:
+            yield f"{name}.weight has the maximum {module.weight.max():g}, but 8 bits need a positive one"
+        if statistics and isinstance(getattr(module, "bn", None), nn.BatchNorm1d | nn.BatchNorm2d):
+            yield from _variance_faults(f"{name}.bn", module.bn, getattr(module.conv, "bias", None))
+
+
+def _variance_faults(name: str, bn: nn.BatchNorm1d | nn.BatchNorm2d, bias: Tensor | None) -> Iterator[str]:
+    variance = bn.running_var
+    if (variance < 0).any():
+        yield f"{name} has the variance {variance.min():g} in channel {variance.argmin()}"
+    # A channel whose weights all became 0 is harmless, and not rare at 2 bits: its variance fades away as its mean does.
+    silent = (bn.running_mean - (0 if bias is None else bias)).abs() <= SILENT
+    zero = variance == 0
+    if zero.all() or (zero & ~silent).any():
+        channel = (zero & ~silent if (zero & ~silent).any() else zero).nonzero()[0].item()
+        yield f"{name} has the variance 0 in channel {channel}"

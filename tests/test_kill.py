@@ -1,0 +1,140 @@
+"""Killed and resumed equals unbroken, bit for bit, at any moment: in a step, within a file, between two files."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.checkpoint import BEST, LAST, read_checkpoint
+
+ROOT = Path(__file__).parent.parent
+COMMON = ["--arch", "resnet20", "-b", "16"]
+TUNE = [*COMMON, "--bit", "2", "--calib", "16", "--check-images", "16", "-n", "2"]
+RUNS = {  # name -> script, arguments, run directory
+    "main": ("main", [*COMMON, "--bit", "3", "--epochs", "2", "--lr", "0.02", "--lr-schedule", "cosine"], "resnet20_3bit"),
+    "layerwise": ("snn_ft", [*TUNE, "--lr", "0.1", "--force"], "resnet20_2bit_ft"),
+    "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], "resnet20_2bit_ft_unsigned"),
+    "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], "resnet20_2bit_ft_2steps"),
+    "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], "resnet20_2bit_ft_global"),
+}
+# Three steps an epoch (fine-tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
+MOMENTS = {
+    "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 4), ("rename", 8)],
+    "layerwise": [("step", 12)],
+    "global": [("step", 2)],
+}
+
+
+def run(jobs: list[dict], where: Path) -> list[int]:
+    """Run jobs one after the other; return their exit statuses."""
+    (where / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(where / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dict:
+    """Return a job that starts a run, or goes on with it where there is a checkpoint: before it, nothing was computed."""
+    script, argv, directory = RUNS[name]
+    argv = [*argv, "--data", str(data), "--result", str(result)]
+    start = ["--init", str(data / "resnet20_2bit" / BEST)] if script == "snn_ft" else []
+    return {"script": script, "argv": [*argv, *start], "checkpoint": str(result / directory / LAST), "resume": [*argv, "--resume"],
+            "moment": moment, "log": str(result.parent / f"{result.name}.log")}
+
+
+@pytest.fixture(scope="module")
+def start(tiny) -> Path:
+    """Train the network that fine-tuning starts from; return the data's directory, where it is."""
+    argv = [*COMMON, "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
+    assert run([{"script": "main", "argv": argv, "moment": None, "checkpoint": "", "log": str(tiny / "log")}], tiny) == [0]
+    return tiny
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in history]
+
+
+def same(a: object, b: object) -> bool:
+    """Return whether two contents of checkpoints are equal, bit for bit."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_runs(whole: Path, broken: Path) -> None:
+    """Compare all files of two runs but for paths and seconds."""
+    assert sorted(file.name for file in whole.iterdir()) == sorted(file.name for file in broken.iterdir())
+    for name in (LAST, BEST):
+        a, b = read_checkpoint(whole / name), read_checkpoint(broken / name)
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"args", "history", "revision"}:
+            assert same(a[key], b[key]), (name, key)
+        assert timeless(a["history"]) == timeless(b["history"])
+    logs = [[json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (whole, broken)]
+    assert timeless(logs[0]) == timeless(logs[1])
+    assert len(logs[0]) > 1
+
+
+def survive(name: str, moments: list[tuple], start: Path, where: Path) -> None:
+    """Kill a run at each of the moments, resume it, compare it with an unbroken one."""
+    directory = RUNS[name][2]
+    jobs = [job(name, start, where / "whole")]
+    for number, moment in enumerate(moments):
+        jobs += [job(name, start, where / str(number), moment), job(name, start, where / str(number))]
+    first, *codes = run(jobs, where)
+    assert first == 0, (where / "whole.log").read_text()
+    for number, (moment, broken, resumed) in enumerate(zip(moments, codes[::2], codes[1::2], strict=True)):
+        assert broken < 0, moment  # else no such moment came
+        assert resumed == 0, (moment, (where / f"{number}.log").read_text())
+        assert_same_runs(where / "whole" / directory, where / str(number) / directory)
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_run_survives_kills(name, start, tmp_path):
+    survive(name, MOMENTS[name], start, tmp_path)
+
+
+def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
+    """Return all moments of a run: those that come, by trying until one does not."""
+    found = []
+    for what in ("step", "write", "rename", "renamed"):
+        low, high = 0, 128  # the last that comes, one that does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            code, = run([job(name, start, where / f"{what}{middle}", (what, middle))], where)
+            low, high = (middle, high) if code < 0 else (low, middle)
+        found += [(what, number) for number in range(1, low + 1)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_survives_a_kill_at_any_moment(name, start, tmp_path):
+    """All moments of main.py and of global tuning; of layer-wise tuning, which has hundreds, 12 drawn with a fixed seed."""
+    (tmp_path / "count").mkdir()
+    moments = count_moments(name, start, tmp_path / "count")
+    assert {what for what, _ in moments} == {"step", "write", "rename", "renamed"}
+    survive(name, moments if len(moments) < 40 else random.Random(0).sample(moments, 12), start, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["main", "layerwise"])
+def test_a_run_survives_being_killed_again_and_again(name, start, tmp_path):
+    """By the clock, whatever it is doing, until it gets through."""
+    directory = tmp_path / "broken" / RUNS[name][2]
+    assert run([job(name, start, tmp_path / "whole")], tmp_path) == [0]
+    draw, kills, code = random.Random(1), 0, -1
+    while code < 0:
+        moment = ("alarm", draw.uniform(0.3, 2.5)) if kills < 20 else None
+        code, = run([job(name, start, tmp_path / "broken", moment)], tmp_path)
+        kills += code < 0
+    assert code == 0, (tmp_path / "broken.log").read_text()
+    assert kills > 2
+    assert_same_runs(tmp_path / "whole" / RUNS[name][2], directory)

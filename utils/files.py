@@ -1,0 +1,62 @@
+"""Files that hold, at every moment, either their old contents or their new ones, whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import UserError
+
+PART = ".part"  # suffix of a file that is being written; a killed run leaves it, the next one removes it
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file whose contents take the place of those of `path` once they are complete and on the disk.
+
+    Raises:
+        UserError: the disk is full, the directory read-only or gone; `path` is as it was.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides a failed write behind an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}; free space, permit writing or restore the directory, "
+                        "then --resume") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def remove_parts(path: Path, names: tuple[str, ...]) -> None:
+    """Remove what a killed run has left of the files `names` that it was writing in a directory."""
+    for name in names:
+        (path / (name + PART)).unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    # Until the directory is on the disk too, a power failure may undo the renaming. Not every file system can do this.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
