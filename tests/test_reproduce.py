@@ -119,3 +119,9 @@ def test_a_table_goes_between_its_markers():
     assert figures.insert(text, "x", "new") == "a\n<!-- table x -->\nnew\n<!-- end of table x -->\nb"
     with pytest.raises(UserError, match="table y"):
         figures.insert(text, "y", "new")
+
+def test_the_readme_shows_the_measured_table():
+    readme = (ROOT / "README.md").read_text()
+    measured = figures.read(ROOT / "result" / "table_conversion.json")
+    assert figures.insert(readme, "conversion", figures.markdown(measured)) == readme
+    assert all(figure.stages and figure.revisions for figure in measured)
