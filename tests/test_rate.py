@@ -76,7 +76,7 @@ def test_counts_of_many_steps_do_not_overflow_a_byte():
     torch.manual_seed(0)
     network = quantize_(models.build("resnet20"), 8, weight_bit=3)
     snn = to_spiking(calibrate_(network, torch.randn(8, 3, 32, 32)))
-    deployed = deploy(snn, integer=True, compile=False)
-    expected = firing_rates(copy.deepcopy(snn).double(), IMAGES[:1])
-    for name, rate in deployed.firing_rates(IMAGES[:1].float()).items():
-        torch.testing.assert_close(rate.double(), expected[name], rtol=1e-6, atol=1e-6)
+    # Counts in float32, which do not overflow; over 255 steps a float64 run may part from both at a tie.
+    expected, rates = (deploy(snn, integer=integer, compile=False).firing_rates(IMAGES[:1].float()) for integer in (False, True))
+    for name, rate in rates.items():
+        assert torch.equal(rate, expected[name])
