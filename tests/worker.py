@@ -34,7 +34,7 @@ class FrozenNorm(nn.BatchNorm2d):
 def small_network(frozen: bool = False, bit: int = 32) -> Network:
     """Return the same small residual network in each process."""
     torch.manual_seed(0)
-    network = residual_network(4, (4, 8), (1, 1), 41)
+    network = residual_network(8, (8, 16), (1, 1), 41)
     network.arch, network.dataset = "resnet20", "cifar10"  # whose recipe quantizes it
     if bit < 32:
         calibrate_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
