@@ -12,24 +12,19 @@ goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned; --s
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from models import Network
-from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, latency, own_parameters_, state_bytes
+from snn_layers import latency
 from utils import cli, script
-from utils.checkpoint import LAST, network_state, read_checkpoint, restore_network
-from utils.data import Data, Loader
-from utils.distributed import average_, parallel
-from utils.engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
+from utils.checkpoint import LAST, network_state, restore_network
+from utils.data import Data
+from utils.engine import evaluate
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied
-
-GIGABYTE = 2**30
+from utils.tuning import Session, globally, layerwise, resumed_state, same_frozen
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -71,83 +66,6 @@ def defaults(args: argparse.Namespace) -> argparse.Namespace:
         args.overwrite, args.num_epochs = True, 1
         args.calib = args.check_images = cli.SMOKE_BATCHES * args.batch_size
     return args
-
-
-@dataclass
-class Session:
-    """What both methods work on: target, network, batches, the log so far, the state within it, `save()`.
-
-    Attributes:
-        optimizer_state: global: the optimizer's.
-        progress: layerwise: how far the unit is that is tuned, a `UnitProgress` as plain values; None between units.
-    """
-
-    ann: Network
-    snn: Network
-    batches: Loader
-    check: Loader
-    history: list[dict[str, Any]]
-    optimizer_state: dict[str, Any] | None
-    progress: dict[str, Any] | None
-    save: Callable[[], None]
-
-
-def layerwise(args: argparse.Namespace, session: Session) -> None:
-    """Tune unit by unit towards the ANN, saving after each."""
-    began = time.monotonic()
-    count = session.batches.count
-    needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
-    online = args.online or needed > args.cache
-    if online and not args.online:
-        print(f"the states of {count} images take {needed:.1f} GB of --cache {args.cache:g}: going --online")
-
-    def on_unit(index: int, unit: TunedUnit) -> None:
-        session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
-        session.progress = None
-        session.save()
-        print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.total} "
-              f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
-              f"kept {unit.kept_epochs} of {args.num_epochs}", flush=True)
-
-    def on_epoch(progress: UnitProgress) -> None:
-        session.progress = asdict(progress)
-        session.save()
-
-    config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online,
-                            script.compiles(args, session.snn, session.batches) and not args.reference)
-    first = session.history[-1]["unit"] + 1 if session.history else 1
-    started = UnitProgress(**session.progress) if session.progress else None
-    try:
-        # The plain layers of --online fire in float32: bfloat16 has too few bits for their sums.
-        with autocast(session.batches.device, args.amp and not online, cache=False):
-            finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar, average_,
-                     on_epoch, started)
-    except ValueError as error:
-        raise UserError(f"{error}: lower --lr; --resume goes on behind the last epoch that was saved") from error
-
-
-def globally(args: argparse.Namespace, session: Session) -> None:
-    """Train the whole network, spikes forward and rates backward, saving after each epoch; the last one counts."""
-    own_parameters_(session.snn)
-    network = parallel(RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches)))
-    optimizer = sgd(network, args.lr, args.momentum, args.wd)
-    if session.optimizer_state:
-        restore_(optimizer, session.optimizer_state)
-    for epoch in range(len(session.history), args.num_epochs):
-        began = time.monotonic()
-        rate = epoch_rate(args.lr, "cosine", epoch, args.num_epochs)
-        session.batches.set_epoch(epoch)
-        name = f"epoch {epoch + 1}/{args.num_epochs}"
-        trained = train_epoch(network, session.batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
-                              session.ann if args.teacher else None)
-        checked = evaluate(script.fast(args, session.snn, session.check), session.check, args.amp)
-        seconds = round(time.monotonic() - began, 1)
-        session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
-                                "check_top1": checked.top1, "seconds": seconds})
-        session.optimizer_state = optimizer.state_dict()
-        session.save()
-        print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, accuracy on {checked.count} training images "
-              f"{checked.top1:.2f} %, {seconds:.0f} s", flush=True)
 
 
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -202,42 +120,6 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     print(f"{path}: test set {summary['before']:.2f} -> {summary['after']:.2f} % ({summary['after'] - summary['ann']:+.2f} "
           f"to the ANN) in {summary['seconds']:.0f} s, latency {latency(snn)} steps")
     return summary | {"directory": path, "latency": latency(snn)}
-
-
-def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Return the contents of the run's last checkpoint with --resume, and take over its --init; empty without --resume."""
-    if not args.resume:
-        return {}
-    state = read_checkpoint(path / LAST)
-    if "finetune" not in state:
-        raise UserError(f"--resume: {path / LAST} is no checkpoint of a fine-tuning run")
-    check_tuning(state, path / LAST)
-    if args.delay != state["finetune"]["delay"]:
-        raise UserError(f"--delay {args.delay}: the run in {path} has delay {state['finetune']['delay']}")
-    if args.init is None and state["args"]["init"] is not None:
-        args.init = Path(state["args"]["init"])
-    script.report_changes(args, state["args"])
-    return state
-
-
-def check_tuning(state: dict[str, Any], file: Path) -> None:
-    """Raise UserError unless a checkpoint's log, arguments and progress are what a fine-tuning run has written."""
-    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
-    whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
-             and all(isinstance(line, dict) and {"unit", "epoch"} & line.keys() for line in history)
-             and isinstance(state.get("args"), dict) and "init" in state["args"]
-             and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
-    if not whole:
-        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
-
-
-def same_frozen(tuned: Network, ann: Network, path: Path) -> None:
-    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes."""
-    ours = tuned.state_dict()
-    for name, tensor in ann.state_dict().items():
-        if name.endswith(("threshold", "running_mean", "running_var")) and not torch.equal(tensor, ours[name]):
-            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
-                            "file that the run was started with")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

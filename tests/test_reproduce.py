@@ -8,8 +8,8 @@ import pytest
 import main
 import reproduce
 import snn
-import snn_ft
 from utils import figures, stages
+from utils.engine import train_epoch
 from utils.errors import UserError
 from utils.figures import Figure
 from utils.stages import Stage
@@ -47,7 +47,7 @@ def test_a_stage_runs_once_and_its_record_is_traceable(network, tmp_path, monkey
 
 def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypatch):
     whole = stages.run(tuning, tmp_path / "whole")["result"]
-    train_epoch, calls = snn_ft.train_epoch, []
+    calls = []
 
     def dies_in_the_second(*args):
         calls.append(args)
@@ -55,11 +55,11 @@ def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypa
             raise KeyboardInterrupt
         return train_epoch(*args)
 
-    monkeypatch.setattr(snn_ft, "train_epoch", dies_in_the_second)
+    monkeypatch.setattr("utils.tuning.train_epoch", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         stages.run(tuning, tmp_path / "broken")
     assert stages.record_of(tuning, tmp_path / "broken") is None
-    monkeypatch.setattr(snn_ft, "train_epoch", train_epoch)
+    monkeypatch.setattr("utils.tuning.train_epoch", train_epoch)
     broken = stages.run(tuning, tmp_path / "broken")["result"]
     assert broken["after"] == whole["after"]
     assert broken["seconds"] > 0

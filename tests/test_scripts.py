@@ -240,6 +240,12 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
     assert "optimizer" in read_checkpoint(tuned["directory"] / "checkpoint.pth.tar")
 
 
+def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):
+    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.3", "-t", *init])
+    assert "lower --lr" in capsys.readouterr().err
+
+
 def test_calibration_brings_the_spiking_network_closer(result):
     plain, calibrated = (snn.main([*flags(result), "-e", "-u", "--calibrate", count]) for count in ("0", "128"))
     assert plain["ann"] == calibrated["ann"]
