@@ -4,11 +4,11 @@ import argparse
 import json
 import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 from .distributed import Place
@@ -61,7 +61,7 @@ class RunDirectory:
             remove_parts(path, FILES)
             for name in () if resume else FILES:
                 (path / name).unlink(missing_ok=True)
-            versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+            versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
             config = {"arguments": plain(args), "revision": revision(), "versions": versions}
             write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
             if vars(args).get("tensorboard"):
