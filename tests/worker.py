@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class Work:
     def train(self) -> dict:
         """Weights after two epochs with BN aside, on as many whole batches as there are."""
         network = small_network(frozen=True)
+        if not self.place.first:  # all start from the first one's weights and statistics
+            with torch.no_grad():
+                for tensor in [*network.parameters(), *network.buffers()]:
+                    tensor.add_(1)
         trained, optimizer = parallel(network), sgd(network, 0.05, 0.9, 1e-4)
         batches = self.loader("train", batch_size=8 // self.place.world, limit=40)
         losses = [train_epoch(trained, batches, optimizer, lambda part: 0.05).loss for _ in range(2)]
@@ -131,6 +136,7 @@ def main() -> None:
     task, directory, out, *timeout = sys.argv[1:]
     place = Place.of_environment()
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # of interfaces that torch is about to drop
     with group(place, torch.device("cpu"), *map(float, timeout)):
         result = getattr(Work(Path(directory), place, Path(out)), task)()
     torch.save(result, Path(out) / f"{place.rank}.pt")

@@ -104,7 +104,7 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     # BN statistics are averaged after the epoch instead, see `average_buffers_`.
-    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, forward_sync_buffers=False)
 
 
 @torch.no_grad()
