@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import UserError
+from .errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
-LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed", re.IGNORECASE)
+LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv", re.IGNORECASE)
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -55,11 +55,6 @@ class Place:
         return self.rank == 0
 
 
-def restarted() -> bool:
-    """Return whether torchrun has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def end_with_parent(_: object = None) -> None:
     """Let the system kill this process when its parent ends, however that comes about; on Linux, elsewhere nothing happens.
 
@@ -78,7 +73,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         timeout: seconds after which a process that waits for the others gives up.
 
     Raises:
-        UserError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
+        LostError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
     """
     if place.world == 1:
         yield
@@ -93,7 +88,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         if not LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
+        raise LostError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
                         f"more than the {timeout:g} seconds of --timeout") from error
     dist.destroy_process_group()  # after an error the others may wait for ever: then the process just ends
 
