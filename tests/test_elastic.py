@@ -1,15 +1,17 @@
-"""What torchrun learns of a worker's end; which runs go on after a restart."""
+"""What torchrun learns of a worker's end, which runs go on after a restart, and downloads once a node: in one process."""
 
 import argparse
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dali_main
-from utils import script
+from utils import distributed, script
 from utils.checkpoint import LAST
+from utils.distributed import Place, once_per_node
 from utils.elastic import launcher
 from utils.errors import LostError, UserError
 from utils.rundir import CONFIG, RunDirectory
@@ -87,3 +89,40 @@ def test_the_launcher_is_the_same_in_all_its_workers(tmp_path, monkeypatch):
     assert launcher() == first == str(tmp_path / "none_a")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "")  # --log-dir /dev/null
     assert launcher() is None
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, capsys, damaged):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    if damaged:
+        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"half of it")
+    for split in ("train", "val"):
+        (tmp_path / split / "n0").mkdir(parents=True)
+        (tmp_path / split / "n0" / "0.JPEG").touch()
+    monkeypatch.setattr(sys, "argv", f"dali_main.py --bit 4 --loader torchvision --result {tmp_path}/result {tmp_path}".split())
+    with pytest.raises(SystemExit) as stopped:
+        script.run(dali_main.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
+    assert all(part in error for part in ("TorchVision's alexnet", "/hub/checkpoints", "--init FILE", "alexnet-owt-7be5be79.pth",
+                                          "--scratch"))
+    assert ("no network" in error) != damaged
+    assert not (tmp_path / "result").exists()
+
+
+def test_the_first_process_of_a_node_goes_first_and_its_failure_ends_the_others(monkeypatch):
+    """With two nodes the order is that of local ranks; see also the test of two nodes."""
+    events = []
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda failed: events.append("all"))
+    for local_rank, expected in ((0, ["task", "all", "all"]), (1, ["all", "task", "all"])):
+        events.clear()
+        assert once_per_node(lambda: events.append("task") or 7, Place(2 + local_rank, local_rank, 4)) == 7
+        assert events == expected
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda failed: failed.fill_(1))
+    with pytest.raises(LostError, match="process 3 ends, as another one failed"):
+        once_per_node(lambda: pytest.fail("the others had failed"), Place(3, 1, 4))
+    with pytest.raises(UserError, match="no network"):
+        once_per_node(lambda: raising(UserError("no network")), Place(2, 0, 4))

@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from .errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
 LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv", re.IGNORECASE)
+T = TypeVar("T")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -122,6 +124,27 @@ def agree_(network: nn.Module) -> None:
     if dist.is_initialized():
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)
+
+
+def once_per_node(task: Callable[[], T], place: Place) -> T:
+    """Return what `task` returns: it runs on the first process of each node, then on the others, who find what that has left.
+
+    Raises:
+        UserError: the task's; on the other processes, that one has failed.
+    """
+    result = error = None
+    for turn in (place.local_rank == 0, place.local_rank > 0):
+        if turn:
+            try:
+                result = task()
+            except UserError as caught:
+                error = caught
+        failed = torch.tensor(float(error is not None))
+        if dist.is_initialized():
+            dist.all_reduce(failed)
+        if failed:
+            raise error or LostError(f"process {place.rank} ends, as another one failed: see its error")
+    return result
 
 
 def wait() -> None:
