@@ -170,7 +170,8 @@ def test_torchrun_goes_on_after_a_worker_was_killed(root, tmp_path):
     flags = ["-a", "alexnet", "--bit", "4", "--scratch", "-b", "4", "-j", "1", "--epochs", "3", "--lr", "0.01"]
     done = launch(2, ROOT / "dali_main.py", *flags, "--result", tmp_path / "whole", root, timeout=600)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3",
+    # Without --standalone, which would make a new store for each attempt.
+    command = [sys.executable, "-m", "torch.distributed.run", "--master_port=29534", "--nproc_per_node=2", "--max-restarts=3",
                ROOT / "dali_main.py", *flags, "--result", tmp_path / "broken", root]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stdout=log, stderr=log)

@@ -67,6 +67,23 @@ def end_with_parent(_: object = None) -> None:
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
+def join(backend: str, timeout: timedelta) -> None:
+    """Make the process group, apart from that of an earlier attempt of torchrun.
+
+    Without --standalone or --rdzv-backend torchrun keeps one store over its restarts, in which the addresses of the dead
+    processes would be found. On one node the number of the restart tells the attempts apart; on several it may differ
+    between them, and they need --rdzv-backend=c10d, which makes a new store each time.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+
+
 @contextmanager
 def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
     """Join the other processes, if there are any: nccl between GPUs, gloo between CPUs; print on the first one only.
@@ -83,7 +100,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
     end_with_parent()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        join(backend, timedelta(seconds=timeout))
         with open(os.devnull, "w") as nowhere, nullcontext() if place.first else redirect_stdout(nowhere):
             yield
     except RuntimeError as error:
