@@ -122,3 +122,4 @@ def no_network(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,13 +78,28 @@ class Launched:
 
 
 @pytest.mark.parametrize(("task", "processes", "shown"), [
-    ("fail", 3, "the second process fails on purpose"), ("die", 2, "Signal 9 (SIGKILL) received by PID"),
-    pytest.param("refuse", 2, "error: the second process finds a mistake on purpose", marks=pytest.mark.slow)])
+    ("die", 2, "Signal 9 (SIGKILL) received by PID"),
+    pytest.param("fail", 3, "RuntimeError: the second process fails on purpose", marks=pytest.mark.slow)])
 def test_a_process_that_ends_ends_the_others(root, tmp_path, task, processes, shown):
     launched = Launched(processes, WORKER, task, root, tmp_path, TIMEOUT)
     output = launched.end()
     assert launched.process.returncode != 0
-    assert shown in output
+    assert shown in output.split("Root Cause")[1]
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_mistake_that_one_process_finds_is_the_root_cause(root, tmp_path):
+    """In torchrun's summary, as the one line that it is; the others say in a line that they have lost it."""
+    images = tmp_path / "images"
+    shutil.copytree(root, images)
+    (images / "train" / "n00000005" / "5.JPEG").write_bytes(b"no picture")  # of rank 1, in its first batch
+    launched = Launched(2, WORKER, "read", images, tmp_path, TIMEOUT)
+    output = launched.end()
+    assert launched.process.returncode != 0
+    summary = output.split("Root Cause")[1]
+    assert re.search(r"traceback : error: \S*5.JPEG cannot be decoded", summary)
+    assert "rank      : 1 " in summary
+    assert output.count("Traceback") == 1  # torchrun's own
     assert not list(tmp_path.glob("*.pt"))
 
 
@@ -96,7 +112,7 @@ def with_a_pipe(root: Path, place: Path) -> Path:
 
 
 def test_a_reader_that_hangs_ends_all_after_the_timeout(root, tmp_path):
-    launched = Launched(2, WORKER, "stall", with_a_pipe(root, tmp_path / "images"), tmp_path, TIMEOUT)
+    launched = Launched(2, WORKER, "read", with_a_pipe(root, tmp_path / "images"), tmp_path, TIMEOUT)
     output = launched.end()
     assert launched.process.returncode != 0
     assert "error: process 0 lost the others" in output

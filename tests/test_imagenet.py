@@ -140,6 +140,19 @@ def test_the_decoders_agree_on_validation_images(root, find):
         assert error.mean((1, 2, 3)).max() < 1  # of 256 levels; a crop one pixel aside gives 10
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_pixels_are_taken_as_stored_whatever_the_exif_orientation_says(tmp_path, decoder, augment):
+    """TorchVision's weights were trained so; DALI turns images by default."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    for name, options in {"plain": {}, "turned": {"exif": exif}}.items():
+        (tmp_path / name / "n0").mkdir(parents=True)
+        picture(300, 256, seed=0).save(tmp_path / name / "n0" / "0.JPEG", **options)
+    assert Image.open(tmp_path / "turned" / "n0" / "0.JPEG").getexif()[0x0112] == 6
+    plain, turned = (next(iter(loader(tmp_path, decoder, name, augment=augment)))[0] for name in ("plain", "turned"))
+    assert torch.equal(plain, turned)
+
+
 def test_augmentation_repeats_and_changes_with_the_epoch(root, decoder):
     def epoch(number: int, seed: int = 0) -> torch.Tensor:
         train = loader(root, decoder, "train", augment=True, batch_size=7, seed=seed)

@@ -1,9 +1,10 @@
-"""What each process of a distributed test does: torchrun ... tests/worker.py TASK DIRECTORY OUT [TIMEOUT]."""
+"""What each process of a distributed test does: torchrun ... tests/worker.py TASK[,TASK...] DIRECTORY OUT [TIMEOUT]."""
 
 import os
 import signal
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +18,8 @@ from models.resnet import residual_network
 from quant import calibrate_, quantize_
 from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
 from utils import script
-from utils.distributed import Place, average_, group, parallel
+from utils.distributed import Place, average_, group, once_per_node, parallel
 from utils.engine import evaluate, sgd, train_epoch
-from utils.errors import UserError
 from utils.imagenet import ImageLoader, list_images
 
 
@@ -34,6 +34,7 @@ class FrozenNorm(nn.BatchNorm2d):
 def small_network(frozen: bool = False, bit: int = 32) -> Network:
     """Return the same small residual network in each process."""
     torch.manual_seed(0)
+    # Not 4 channels: there oneDNN 3.12's jit_1x1:avx2 backward_weights crashes (1x1, stride 2, channels_last, fewer than 8 inputs).
     network = residual_network(8, (8, 16), (1, 1), 41)
     network.arch, network.dataset = "resnet20", "cifar10"  # whose recipe quantizes it
     if bit < 32:
@@ -46,7 +47,7 @@ def small_network(frozen: bool = False, bit: int = 32) -> Network:
 
 
 class Work:
-    """The tasks; each returns what is saved as OUT/{rank}.pt."""
+    """The tasks; each returns what is saved under its name in OUT/{rank}.pt."""
 
     def __init__(self, directory: Path, place: Place, out: Path):
         self.directory, self.place, self.out = directory, place, out
@@ -64,6 +65,10 @@ class Work:
     def train(self) -> dict:
         """Weights after two epochs with BN aside, on as many whole batches as there are."""
         network = small_network(frozen=True)
+        if not self.place.first:  # all start from the first one's weights and statistics
+            with torch.no_grad():
+                for tensor in [*network.parameters(), *network.buffers()]:
+                    tensor.add_(1)
         trained, optimizer = parallel(network), sgd(network, 0.05, 0.9, 1e-4)
         batches = self.loader("train", batch_size=8 // self.place.world, limit=40)
         losses = [train_epoch(trained, batches, optimizer, lambda part: 0.05).loss for _ in range(2)]
@@ -87,8 +92,17 @@ class Work:
         return {"layerwise": layerwise, "whole": snn.state_dict(), "accuracies": [result.accuracy_after for result in results]}
 
     def shard(self) -> dict:
-        """The validation files of this process."""
-        return {"paths": self.loader("val").shard().paths}
+        """The validation files of this process; what one process per node has fetched, and the other found."""
+        file = self.out / f"node{os.environ['GROUP_RANK']}"
+
+        def fetch() -> str:
+            if not file.exists():
+                time.sleep(0.5)
+                with open(file, "x") as new:
+                    new.write(f"by local rank {self.place.local_rank}")
+            return file.read_text()
+
+        return {"paths": self.loader("val").shard().paths, "fetched": once_per_node(fetch, self.place)}
 
     def fail(self) -> dict:
         """The second process fails while the first waits for it."""
@@ -104,15 +118,8 @@ class Work:
         average_([torch.zeros(1)])
         return {}
 
-    def refuse(self) -> dict:
-        """The second process finds a user's mistake."""
-        if self.place.rank == 1:
-            raise UserError("the second process finds a mistake on purpose")
-        average_([torch.zeros(1)])
-        return {}
-
-    def stall(self) -> dict:
-        """The second process's reader waits for ever: a file that is a pipe."""
+    def read(self) -> dict:
+        """All read in step; a file of the second process may be damaged, or a pipe whose reader waits for ever."""
         for _ in self.loader("train", workers=1):
             average_([torch.zeros(1)])
         return {}
@@ -128,12 +135,14 @@ class Work:
 
 def main() -> None:
     """Join the others, work, save."""
-    task, directory, out, *timeout = sys.argv[1:]
+    tasks, directory, out, *timeout = sys.argv[1:]
     place = Place.of_environment()
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # of interfaces that torch is about to drop
     with group(place, torch.device("cpu"), *map(float, timeout)):
-        result = getattr(Work(Path(directory), place, Path(out)), task)()
-    torch.save(result, Path(out) / f"{place.rank}.pt")
+        work = Work(Path(directory), place, Path(out))
+        results = {task: getattr(work, task)() for task in tasks.split(",")}
+    torch.save(results, Path(out) / f"{place.rank}.pt")
 
 
 if __name__ == "__main__":

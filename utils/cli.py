@@ -22,8 +22,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> None:
-        """Print the message and where to find help; exit with code 2."""
-        self.exit(2, f"{self.prog}: error: {message} ({self.prog} -h lists the flags)\n")
+        """Raise UserError: the message and where to find help."""
+        raise UserError(f"{message} ({self.prog} -h lists the flags)")
 
 
 def number(kind: type, low: float, high: float = float("inf"), what: str = "number") -> Callable[[str], float]:
@@ -64,7 +64,7 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
         batch_size: the default.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(directories=[], local_rank=None, cifar_type=10, dataset=None, timeout=TIMEOUT)
+    parser.set_defaults(directories=[], local_rank=None, cifar_type=None, data=None, dataset=None, timeout=TIMEOUT)
     add = parser.add_argument
     known = "; ".join(f"{models.family(dataset)}: {', '.join(models.architectures(dataset))}" for dataset in datasets)
     defaults = " or ".join(DEFAULT_ARCH[models.family(dataset)] for dataset in datasets)
@@ -88,9 +88,9 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
 def add_cifar_flags(parser: Parser) -> None:
     """Add what chooses CIFAR-10, CIFAR-100 or digits."""
     add = parser.add_argument
-    add("-ct", "--cifar-type", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100 (default: 10)")
+    add("-ct", "--cifar-type", type=int, choices=(10, 100), help="CIFAR-10 or CIFAR-100 (default: 10)")
     add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
+    add("--data", type=Path, metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
 
 
 def add_imagenet_flags(parser: Parser, nargs: str) -> None:
@@ -165,17 +165,29 @@ def boolean(text: str) -> bool:
     return values[text.lower()]
 
 
+def need_no_directory(args: argparse.Namespace) -> None:
+    """Raise UserError if only ImageNet has the architecture, and so its directory was forgotten."""
+    if args.arch in set(models.architectures("imagenet")) - set(models.architectures("cifar10")):
+        remedy = "name its directory last" if hasattr(args, "loader") else "dali_main.py trains it"
+        raise UserError(f"--arch {args.arch}: this is ImageNet's: {remedy}, or choose one of "
+                        f"{', '.join(models.architectures('cifar10'))}")
+
+
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
     """Check what argparse cannot, one flag against another, and fill in what follows from the flags."""
     if args.directories and (args.dataset or len(args.directories) > 2):
         given = " ".join(map(str, args.directories))
         raise UserError(f"{given}: ImageNet is one directory, or two for train and val, and excludes --dataset")
-    if args.directories and args.cifar_type != 10:
-        raise UserError(f"-ct {args.cifar_type}: {args.directories[0]} is ImageNet's directory; leave one of them out")
+    for flag, value in (("-ct", args.cifar_type), ("--data", args.data)):
+        if args.directories and value is not None:
+            raise UserError(f"{flag} {value}: {args.directories[0]} is ImageNet's directory; leave one of them out")
     if not args.directories and (vars(args).get("loader") or vars(args).get("dali_cpu")):
         raise UserError("--loader and --dali_cpu read ImageNet: name its directory, or leave them out")
     if args.amp and vars(args).get("reference"):
         raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
+    if not args.directories:
+        args.cifar_type, args.data = args.cifar_type or 10, args.data or Path("data")
+        need_no_directory(args)
     args.dataset = "imagenet" if args.directories else args.dataset or f"cifar{args.cifar_type}"
     args.arch = args.arch or DEFAULT_ARCH[models.family(args.dataset)]
     args.test = args.test or args.prof

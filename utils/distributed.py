@@ -5,20 +5,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import UserError
+from .errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
-LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed", re.IGNORECASE)
+LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv", re.IGNORECASE)
+T = TypeVar("T")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -55,11 +57,6 @@ class Place:
         return self.rank == 0
 
 
-def restarted() -> bool:
-    """Return whether torchrun has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def end_with_parent(_: object = None) -> None:
     """Let the system kill this process when its parent ends, however that comes about; on Linux, elsewhere nothing happens.
 
@@ -70,6 +67,23 @@ def end_with_parent(_: object = None) -> None:
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
+def join(backend: str, timeout: timedelta) -> None:
+    """Make the process group, apart from that of an earlier attempt of torchrun.
+
+    Without --standalone or --rdzv-backend torchrun keeps one store over its restarts, in which the addresses of the dead
+    processes would be found. On one node the number of the restart tells the attempts apart; on several it may differ
+    between them, and they need --rdzv-backend=c10d, which makes a new store each time.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+
+
 @contextmanager
 def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
     """Join the other processes, if there are any: nccl between GPUs, gloo between CPUs; print on the first one only.
@@ -78,7 +92,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         timeout: seconds after which a process that waits for the others gives up.
 
     Raises:
-        UserError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
+        LostError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
     """
     if place.world == 1:
         yield
@@ -86,14 +100,14 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
     end_with_parent()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        join(backend, timedelta(seconds=timeout))
         with open(os.devnull, "w") as nowhere, nullcontext() if place.first else redirect_stdout(nowhere):
             yield
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
+        raise LostError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
                         f"more than the {timeout:g} seconds of --timeout") from error
     dist.destroy_process_group()  # after an error the others may wait for ever: then the process just ends
 
@@ -104,7 +118,7 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     # BN statistics are averaged after the epoch instead, see `average_buffers_`.
-    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, forward_sync_buffers=False)
 
 
 @torch.no_grad()
@@ -127,6 +141,27 @@ def agree_(network: nn.Module) -> None:
     if dist.is_initialized():
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)
+
+
+def once_per_node(task: Callable[[], T], place: Place) -> T:
+    """Return what `task` returns: it runs on the first process of each node, then on the others, who find what that has left.
+
+    Raises:
+        UserError: the task's; on the other processes, that one has failed.
+    """
+    result = error = None
+    for turn in (place.local_rank == 0, place.local_rank > 0):
+        if turn:
+            try:
+                result = task()
+            except UserError as caught:
+                error = caught
+        failed = torch.tensor(float(error is not None))
+        if dist.is_initialized():
+            dist.all_reduce(failed)
+        if failed:
+            raise error or LostError(f"process {place.rank} ends, as another one failed: see its error")
+    return result
 
 
 def wait() -> None:

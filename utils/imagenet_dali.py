@@ -18,15 +18,18 @@ ATTEMPTS = 100
 
 @pipeline_def
 def graph(files: "ImageFiles", augment: bool, decoder: str) -> tuple[Any, Any]:
-    """Return pixels [224, 224, 3] uint8 and label; `decoder` is "mixed", which ends on the GPU, or "cpu"."""
+    """Return pixels [224, 224, 3] uint8 and label; `decoder` is "mixed", which ends on the GPU, or "cpu".
+
+    An orientation in a file's EXIF data is left aside, as by PIL: pixels are taken as they are stored.
+    """
     encoded, label = fn.readers.file(files=files.paths, labels=files.labels, name=READER)
     if augment:
         pixels = fn.decoders.image_random_crop(encoded, device=decoder, output_type=types.RGB, random_aspect_ratio=ASPECT,
-                                               random_area=AREA, num_attempts=ATTEMPTS)
+                                               random_area=AREA, num_attempts=ATTEMPTS, adjust_orientation=False)
         pixels = fn.resize(pixels, resize_x=SIZE, resize_y=SIZE, interp_type=types.INTERP_TRIANGULAR)
         flip = fn.random.coin_flip(probability=0.5)
     else:
-        pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+        pixels = fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
         pixels = fn.resize(pixels, resize_shorter=SHORTER_SIDE, interp_type=types.INTERP_TRIANGULAR)
         flip = 0
     return fn.crop_mirror_normalize(pixels, crop=(SIZE, SIZE), mirror=flip, dtype=types.UINT8, output_layout="HWC"), label

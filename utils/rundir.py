@@ -4,14 +4,15 @@ import argparse
 import json
 import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 from .distributed import Place
+from .elastic import launchers
 from .errors import UserError
 from .files import remove_parts, write_text
 from .metrics import Scores
@@ -26,6 +27,14 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
         return [simple(item) for item in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
 
     return {key: simple(value) for key, value in vars(args).items()}
+
+
+def launchers_of(path: Path) -> list[str | None]:
+    """Return the `launchers` of the run in a directory; empty where it does not say."""
+    try:
+        return json.loads((path / CONFIG).read_text())["launchers"]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def refuse_occupied(path: Path, resume: bool, overwrite: bool) -> None:
@@ -53,6 +62,7 @@ class RunDirectory:
     def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
         self.path, self.writer = path, None
         self.writes = Place.of_environment().first
+        began = launchers()
         if not self.writes:
             return
         refuse_occupied(path, resume, overwrite)
@@ -61,8 +71,8 @@ class RunDirectory:
             remove_parts(path, FILES)
             for name in () if resume else FILES:
                 (path / name).unlink(missing_ok=True)
-            versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-            config = {"arguments": plain(args), "revision": revision(), "versions": versions}
+            versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
+            config = {"arguments": plain(args), "revision": revision(), "versions": versions, "launchers": began}
             write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
             if vars(args).get("tensorboard"):
                 self.writer = tensorboard_writer(path)

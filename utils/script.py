@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import Network
 from quant import FLOAT_BITS
@@ -19,13 +20,15 @@ from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
 from .checkpoint import BEST, LAST, load_network
 from .data import Data, Loader
-from .distributed import Place, agree_, group, restarted
-from .errors import UserError
-from .rundir import plain
+from .distributed import Place, agree_, group
+from .elastic import ErrorFile, same_launch
+from .errors import LostError, UserError
+from .rundir import launchers_of, plain
 
 PROFILE_ROWS = 15
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
 NOTICED = 3.0  # seconds
+CULPRIT_FIRST = 2.0  # seconds
 
 
 def choose_device(index: int | None, place: Place | None = None) -> torch.device:
@@ -63,8 +66,11 @@ def session(args: argparse.Namespace) -> Iterator[torch.device]:
 
 
 def go_on_after_restart(args: argparse.Namespace, path: Path) -> None:
-    """Take the run up again, as with --resume, where torchrun has started this process anew after a failure."""
-    if restarted() and (path / LAST).exists():
+    """Take the run up again, as with --resume, where torchrun has started this process anew after a failure.
+
+    That is so where this launch of torchrun has begun the run, or gone on with it; an older run is left to the flags.
+    """
+    if same_launch(launchers_of(path) if (path / LAST).exists() else []):
         args.resume, args.overwrite, args.init = Path(), False, None
         print(f"started again: going on with {path}", file=sys.stderr)
 
@@ -164,21 +170,32 @@ def profiled(args: argparse.Namespace) -> Iterator[None]:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a script's `main`; a user's mistake ends in one line on stderr and exit code 2."""
+    """Call a script's `main`; a user's mistake ends in one line on stderr and exit code 2.
+
+    Under torchrun the error that ends this process is also the one in torchrun's summary.
+    """
     try:
-        main()
-    except UserError as error:
-        sys.exit(_report(error))
-    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        sys.exit(_report(f"{error.strerror}: {error.filename}; choose another path or change its permissions"))
+        record(main, ErrorFile(mistake))()
     except KeyboardInterrupt:
         print("interrupted; a training or fine-tuning run goes on with --resume", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        line = mistake(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        if isinstance(error, LostError):
+            time.sleep(CULPRIT_FIRST)  # torchrun takes the first process that ends for the cause, and ends the others
+        sys.exit(2)
 
 
-def _report(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def mistake(error: BaseException) -> str | None:
+    """Return the line for an error that a user can mend; None for another."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError):
+        return f"{error.strerror}: {error.filename}; choose another path or change its permissions"
+    return None

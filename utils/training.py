@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader,
         network = models.build(args.arch, args.dataset, data.classes)
         return script.place(quantize_(network, args.bit, args.weight_bit), args, device)
     source = args.init or f"TorchVision's {args.arch}"
-    contents = read_checkpoint(args.init) if args.init else download(args.arch)
+    contents = read_checkpoint(args.init) if args.init else distributed.once_per_node(partial(download, args.arch), data.place)
     network = restore_network(contents, source, args.arch, args.init_bit or published_bit(contents, args), args.dataset)
     if network.trainable_start and network.num_classes != data.classes:
         print(f"{source} has {network.num_classes} classes, the data set {data.classes}: the last layer starts afresh")
