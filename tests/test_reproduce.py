@@ -9,11 +9,12 @@ import main
 import reproduce
 import snn
 import snn_ft
-from utils import figures, stages
+from utils import figures, pictures, plan, stages
 from utils.errors import UserError
 from utils.figures import Figure
+from utils.plan import Plan, Speed
 from utils.stages import Stage
-from utils.tables import conversion
+from utils.tables import TABLES, rows_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,12 +31,12 @@ def network(tmp_path_factory) -> Path:
 def tuning(network) -> Stage:
     flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(network), "--method", "global", "-n", "2",
              "--calib", "64", "--check-images", "32", "-b", "32", "--lr", "0.01")
-    return Stage("tuned", "snn_ft", flags, 0)
+    return Stage("tuned", "snn_ft", flags)
 
 
 def test_a_stage_runs_once_and_its_record_is_traceable(network, tmp_path, monkeypatch):
     flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(network))
-    stage = Stage("converted", "snn", flags, 0)
+    stage = Stage("converted", "snn", flags)
     assert stages.record_of(stage, tmp_path) is None
     record = stages.run(stage, tmp_path)
     assert record["flags"] == list(flags)
@@ -67,51 +68,93 @@ def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypa
 
 def test_a_record_of_other_flags_is_not_taken_for_this_stage(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / stages.RECORD).write_text(json.dumps({"flags": ["--bit", "2"]}))
+    (tmp_path / "a" / stages.RECORD).write_text(json.dumps({"flags": ["--bit", "2"], "start": None}))
     with pytest.raises(UserError, match="is of --bit 2, not --bit 3"):
-        stages.run(Stage("a", "snn", ("--bit", "3"), 0), tmp_path)
+        stages.run(Stage("a", "snn", ("--bit", "3")), tmp_path)
     (tmp_path / "a" / stages.RECORD).write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        stages.run(Stage("a", "snn", ("--bit", "3"), 0), tmp_path)
+        stages.run(Stage("a", "snn", ("--bit", "3")), tmp_path)
 
 
-def test_what_a_stage_starts_from_runs_before_it_and_each_once():
-    rows = conversion([0, 1], Path("data"), Path("study"))
-    order = list(reproduce.needed(rows))
+@pytest.mark.parametrize("table", TABLES)
+def test_what_a_stage_starts_from_runs_before_it_and_each_once(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
+    rows = rows_of(table, [0, 1], Path("data"), tmp_path, 0.1)
+    order = Plan(rows, tmp_path).missing
     assert len({stage.name for stage in order}) == len(order)
-    for row in rows:
-        for stage in row.stages:
-            for before in row.before:
-                assert order.index(before) < order.index(stage)
-                assert str(Path("study") / before.name) in stage.flags[stage.flags.index("--init") + 1]
+    made = {str(tmp_path / stage.name): number for number, stage in enumerate(order)}
+    for number, stage in enumerate(order):
+        start = stage.flag("--init")
+        first = (stage.script, stage.flag("--bit")) in (("main", "32"), ("dali_main", "4"))
+        assert (start is None) == first
+        assert start is None or made[str(Path(start).parent.parent)] < number
+
+
+def test_each_row_has_a_name_of_its_own():
+    for table in TABLES:
+        names = [row.name for row in rows_of(table, [0], Path("data"), Path("study"))]
+        assert len(set(names)) == len(names)
+        assert not any("32 bits" in name for name in names)  # "2 bits" would find it
+
+
+def test_tables_share_their_stages():
+    def names(table: str) -> set[str]:
+        rows = rows_of(table, [0], Path("data"), Path("study"))
+        return {stage.name for row in rows for chain in row.chains for stage in chain}
+
+    shared = names("cifar10") & names("conversion")
+    assert "resnet20-300epochs/2bit-seed0" in shared
+    assert "resnet20-300epochs/2bit-signed-converted-seed0" in shared
 
 
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stages, "run", None)
-    assert reproduce.main(["--study", str(tmp_path), "--result", str(tmp_path), "--rows", "2 bits, signed, converted"]) == []
+    places = ["--study", str(tmp_path), "--result", str(tmp_path)]
+    assert reproduce.main([*places, "--list", "--table", "conversion", "--rows", "2 bits, signed, converted"]) == {"conversion": []}
     assert "1 runs are missing" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="no row has such a name"):
-        reproduce.main(["--study", str(tmp_path), "--rows", "9 bits"])
+    with pytest.raises(UserError, match="no row of cifar10 has such a name"):
+        reproduce.main([*places, "--table", "cifar10", "--rows", "9 bits"])
+    with pytest.raises(UserError, match="measures trainings"):
+        reproduce.main([*places, "--table", "cifar10", "--networks", "x"])
 
 
-FIGURES = [Figure(2, "signed", "converted", [86.5], 88.5, 3, [0.0], ["a"], ["r"]),
-           Figure(2, "unsigned", "converted", [68.0], 88.5, 3, [0.0], ["b"], ["r"]),
-           Figure(2, "signed", "calibrated", [87.0, 88.0], 88.5, 3, [30.0, 60.0], ["c", "d"], ["r"])]
+def figure(neuron: str, method: str, accuracies: list[float], seconds: list[float], **changes) -> Figure:
+    entry = {"dataset": "cifar10", "arch": "resnet20", "bit": 2, "neuron": neuron, "method": method, "accuracies": accuracies,
+             "last": [], "anns": [88.5] * len(accuracies), "latency": 3, "seconds": seconds, "epochs": "45 of 300",
+             "published": None, "source": None, "stages": ["a"], "revisions": ["r"]}
+    return Figure(**(entry | changes))
+
+
+TRAINED = figure("ANN", "trained", [88.5], [6000.0], last=[88.25], anns=[], latency=None, published=90.96, source="APoT")
+FIGURES = [TRAINED, figure("signed", "converted", [86.5], [0.0]), figure("signed", "calibrated", [87.0, 88.0], [30.0, 60.0])]
 
 
 def test_figures_survive_the_file_and_become_a_table(tmp_path):
     path = tmp_path / "table.json"
     figures.write(FIGURES, path)
     assert figures.read(path) == FIGURES
-    assert path.with_suffix(".csv").read_text().splitlines()[3] == "2,signed,calibrated,87.500,0.707,88.500,3,45.0"
-    lines = figures.markdown(FIGURES).splitlines()
-    assert lines[0] == "2 bits, T = 3; quantized ANN 88.50"
-    assert lines[-2] == "| converted | 3 | 86.50 | -2.00 |  | 68.00 | -20.50 |  |"
-    assert lines[-1] == "| calibrated | 3 | 87.50 ± 0.71 | -1.00 | 0.8 |  | |  |"
-    assert len({line.count("|") for line in lines[2:]}) == 1
-    figures.draw(FIGURES, tmp_path / "table.png")
+    last = path.with_suffix(".csv").read_text().splitlines()[3]
+    assert last == "resnet20,2,signed,calibrated,87.500,0.707,88.500,3,0.8,45 of 300,,"
+    title, _, head, _, *lines, _, notes = figures.markdown(FIGURES).splitlines()
+    assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
+    assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  | 100.0 |"
+    assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |"
+    assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 0.8 |"
+    assert {line.count("|") for line in lines} == {head.count("|")}
+    assert notes == "Published: 90.96: APoT"
+    pictures.draw_table(FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
+    path.write_text('[{"bit": 2}]')
+    with pytest.raises(UserError, match="no table of this version"):
+        figures.read(path)
+
+
+def test_new_figures_take_the_place_of_those_of_their_row_and_leave_others():
+    better = figure("signed", "converted", [87.5], [0.0], epochs="300")
+    order = [figure.key for figure in FIGURES]
+    assert figures.merged(FIGURES, [better], order) == [TRAINED, better, FIGURES[2]]
+    assert figures.merged([], [FIGURES[2], TRAINED], order) == [TRAINED, FIGURES[2]]
 
 
 def test_a_table_goes_between_its_markers():
@@ -120,8 +163,41 @@ def test_a_table_goes_between_its_markers():
     with pytest.raises(UserError, match="table y"):
         figures.insert(text, "y", "new")
 
-def test_the_readme_shows_the_measured_table():
-    readme = (ROOT / "README.md").read_text()
-    measured = figures.read(ROOT / "result" / "table_conversion.json")
-    assert figures.insert(readme, "conversion", figures.markdown(measured)) == readme
+
+@pytest.mark.parametrize("path", sorted((ROOT / "result").glob("table_*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_the_measured_table(path):
+    readme, measured = (ROOT / "README.md").read_text(), figures.read(path)
+    assert figures.insert(readme, path.stem.removeprefix("table_"), figures.markdown(measured)) == readme
     assert all(figure.stages and figure.revisions for figure in measured)
+
+
+def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path):
+    start = tmp_path / "start.pth.tar"
+    start.write_bytes(network.read_bytes())
+    stage = Stage("converted", "snn", ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(start)))
+    record = stages.run(stage, tmp_path)
+    start.unlink()  # a record outlives what it was made from
+    assert stages.record_of(stage, tmp_path) == record
+    start.write_bytes(b"another")
+    with pytest.raises(UserError, match="started from another"):
+        stages.record_of(stage, tmp_path)
+
+
+def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
+    flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--epochs", "2", "--lr", "0.02", "--init", str(network),
+             "-b", "500")
+    stage = Stage("trained", "main", flags)
+    saved = main.training.best_of
+
+    def dies(history):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.training, "best_of", dies)  # before the first epoch is saved
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(stage, tmp_path)
+    monkeypatch.setattr(main.training, "best_of", saved)
+    assert stages.arguments(stage, tmp_path / "trained")[-1] == "--resume"
+    assert "--init" not in stages.arguments(stage, tmp_path / "trained")
+    assert stages.left(stage, tmp_path) == 1
+    assert stages.run(stage, tmp_path)["result"]["last"]["epoch"] == 1
+    assert stages.left(stage, tmp_path) == 0
