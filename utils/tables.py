@@ -12,7 +12,7 @@ from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
 IMAGENET = ("alexnet", "vgg16")
-TABLES = ("cifar10", "imagenet", "conversion")
+TABLES = ("cifar10", "imagenet", "ablation", "conversion", "latency")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def evaluated(kind: str, *flags: str) -> Make:
     return lambda source: (source.evaluated(kind, *flags),)
 
 
-def layerwise(source: Source) -> tuple[Stage, ...]:
-    """Return layer-wise tuning as published."""
-    return (source.layerwise("layerwise"),)
+def layerwise(kind: str, *flags: str) -> Make:
+    """Return what makes one run of layer-wise tuning, as published but for the flags."""
+    return lambda source: (source.layerwise(kind, *flags),)
 
 
 def whole(source: Source) -> tuple[Stage, ...]:
@@ -95,7 +95,7 @@ def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
         kinds: list[tuple[str, str, Make]] = [
             ("unsigned", "converted", evaluated("converted")),
             ("signed", "converted", evaluated("converted")),
-            ("signed", "layer-wise", layerwise),
+            ("signed", "layer-wise", layerwise("layerwise")),
             ("signed", "calibrated, global", whole),
             ("signed", f"delay {full}", evaluated(f"delay{full}", "--delay", str(full)))]
         rows += [spiking(networks, bit, neuron, method, seeds, make) for neuron, method, make in kinds]
@@ -134,7 +134,31 @@ def tuned(networks: Networks, bit: int, neuron: str) -> list[Row]:
     rows = [row("calibrated, global", whole)]
     if neuron == "signed":
         alone = row("global", lambda source: (source.whole("global"),))
-        rows += [row("layer-wise", layerwise), alone, row("layer-wise, global", both)]
+        rows += [row("layer-wise", layerwise("layerwise")), alone, row("layer-wise, global", both)]
+    return rows
+
+
+def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return the half-threshold start, the signed rule and fine-tuning, each there or removed."""
+    rows = []
+    for bit in (4, 3, 2):
+        for neuron in NEURONS:
+            for name, kind, flags in (("", "", ()), ("start 0, ", "start0-", ("--start", "0"))):
+                rows += [spiking(networks, bit, neuron, f"{name}layer-wise", seeds, layerwise(f"{kind}layerwise", *flags)),
+                         spiking(networks, bit, neuron, f"{name}converted", seeds, evaluated(f"{kind}converted", *flags))]
+    return rows
+
+
+def latency(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return accuracy against latency: the first T' of T steps, and a delay of 0 to T."""
+    rows = []
+    for bit in (4, 3, 2):
+        full = time_steps(bit)
+        for neuron in NEURONS:
+            early = [(f"{steps} of {full} steps", f"steps{steps}", ("--steps", str(steps))) for steps in range(1, full)]
+            late = [(f"delay {delay}", f"delay{delay}", ("--delay", str(delay))) for delay in range(1, full + 1)]
+            for method, kind, flags in (*early, ("converted", "converted", ()), *late):
+                rows.append(spiking(networks, bit, neuron, method, seeds, evaluated(kind, *flags)))
     return rows
 
 
@@ -145,4 +169,4 @@ def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float 
         archs = CIFAR if table == "cifar10" else IMAGENET
         return [row for arch in archs for row in main_table(Networks(arch, data, study, table, scale, extra), seeds)]
     networks = Networks("resnet20", data, study, "cifar10", scale, extra, files)
-    return {"conversion": conversion}[table](networks, seeds)
+    return {"ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)
