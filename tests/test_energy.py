@@ -1,10 +1,12 @@
 """Operations and energy: counted one spike at a time, in loops."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from models import BasicBlock, Network
+from models import Network
 from models.unit import conv_unit, linear_unit
 from quant import calibrate_, quantize_
 from snn_layers import deploy, to_spiking
@@ -13,17 +15,13 @@ from snn_layers.energy import FP32, INT8, Operations, ann_energy, fan_out, opera
 IMAGES = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(0))
 
 
-def network(pooled: bool) -> Network:
-    """Return a 2-bit network with all that a unit can have: strides, shortcuts, identities; or linear units."""
-    torch.manual_seed(0)
-    if pooled:
-        body = nn.Sequential(conv_unit(3, 8), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
-        result = Network(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(16, 5))
-    else:
-        body = nn.Sequential(conv_unit(3, 8), conv_unit(8, 8, 5, 3, 1), nn.Flatten(), linear_unit(8 * 3 * 2, 16))
-        result = Network(body, nn.Identity(), nn.Linear(16, 5))
-    result.arch, result.dataset = "resnet20", "cifar10"
-    return calibrate_(quantize_(result, 2), IMAGES.repeat(8, 1, 1, 1)).eval()
+def plain(height: int, width: int) -> Network:
+    """Return a 2-bit network of convolutional and linear units."""
+    outputs = [(length + 2 - 5) // 3 + 1 for length in (height, width)]
+    body = nn.Sequential(conv_unit(3, 8), conv_unit(8, 8, 5, 3, 1), nn.Flatten(), linear_unit(8 * math.prod(outputs), 16))
+    network = Network(body, nn.Identity(), nn.Linear(16, 5))
+    network.arch, network.dataset = "alex", "cifar10"
+    return calibrate_(quantize_(network, 2), IMAGES.repeat(8, 1, 1, 1)).eval()
 
 
 def reached(layer: nn.Module, y: int, x: int, size: tuple[int, int]) -> int:
@@ -69,8 +67,8 @@ def test_fan_out_is_exact_with_stride_and_padding(kernel, stride, padding, size)
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("neuron", ["signed", "unsigned"])
-def test_operations_are_those_of_each_spike(pooled, neuron):
-    ann = network(pooled)
+def test_operations_are_those_of_each_spike(small, pooled, neuron):
+    ann = small if pooled else plain(9, 7)
     snn = to_spiking(ann, neuron)
     found = {row.name: row for row in operations(ann, deploy(snn, compile=False), IMAGES)}
     assert list(found) == [name for name, _ in ann.units()] + ["head"]
@@ -89,8 +87,8 @@ def test_operations_are_those_of_each_spike(pooled, neuron):
         assert getattr(found["head"], kind) == pytest.approx(spikes * 5 / len(IMAGES))
 
 
-def test_macs_are_those_of_an_image_without_zeros():
-    ann = network(True)
+def test_macs_are_those_of_an_image_without_zeros(small):
+    ann = small
     rows = {row.name: row for row in operations(ann, deploy(to_spiking(ann), compile=False), IMAGES)}
     unit = ann.body[1].part2
     through_shortcut = brute(unit.shortcut.conv, torch.ones(1, 8, 9, 7))
