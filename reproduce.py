@@ -91,7 +91,7 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
     if found:
         args.result.mkdir(parents=True, exist_ok=True)
         figures.write(found, path)
-        pictures.draw_table(found, path.with_suffix(".png"))
+        pictures.draw(table, found, path.with_suffix(".png"))
     return found
 
 

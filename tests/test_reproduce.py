@@ -143,7 +143,7 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
-    pictures.draw_table(FIGURES, tmp_path / "table.png")
+    pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
     path.write_text('[{"bit": 2}]')
     with pytest.raises(UserError, match="no table of this version"):

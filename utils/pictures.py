@@ -18,6 +18,33 @@ def pyplot() -> Any:
     return pyplot
 
 
+def draw(table: str, figures: list[Figure], path: Path) -> None:
+    """Draw a table's picture."""
+    {"latency": draw_latency}.get(table, draw_table)(figures, path)
+
+
+def draw_latency(figures: list[Figure], path: Path) -> None:
+    """Draw accuracy over latency, a panel a bit-width: early readouts and delays are one curve a kind of neuron."""
+    plt = pyplot()
+    widths = sorted({figure.bit for figure in figures}, reverse=True)
+    canvas, panels = plt.subplots(1, len(widths), layout="constrained", squeeze=False, figsize=(4.6 * len(widths), 3.4))
+    for axes, bit in zip(panels[0], widths, strict=True):
+        chosen = [figure for figure in figures if figure.bit == bit]
+        for neuron, style in (("signed", "o-"), ("unsigned", "s:")):
+            points = sorted((figure.latency, figure.mean) for figure in chosen if figure.neuron == neuron)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{neuron} neurons")
+        axes.axhline(chosen[0].anns[0], color="k", linestyle="--", label="quantized ANN")
+        axes.axvline(time_steps(bit), color="0.7", linewidth=1)
+        axes.set(xscale="log", xlabel="latency (steps)", ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
+                 title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
 def draw_table(figures: list[Figure], path: Path) -> None:
     """Draw accuracies, a line of panels a network, a panel a bit-width; quantized ANN and float network are lines.
 

@@ -16,7 +16,7 @@ from .stages import Stage
 from .tables import Row
 
 PROBE = {"cifar": (64, 32), "imagenet": (2, 224)}  # images, and their height and width in pixels
-REPEATED = 1.0  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
+REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
 
 
 @dataclass(frozen=True)
