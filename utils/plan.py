@@ -66,7 +66,8 @@ class Plan:
     def __init__(self, rows: list[Row], study: Path):
         self.study = study
         every = dict.fromkeys(stage for row in rows for chain in row.chains for stage in chain)
-        self.left = {stage: part for stage in every if (part := stages.left(stage, study)) > 0}
+        # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
+        self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
         self.missing = list(self.left)
         self.speeds = {key: probe(*key) for key in dict.fromkeys((stage.arch, stage.dataset) for stage in self.missing)}
 

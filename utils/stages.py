@@ -100,9 +100,7 @@ def arguments(stage: Stage, directory: Path) -> list[str]:
 
 
 def left(stage: Stage, study: Path) -> float:
-    """Return the part of a stage that is still to do, 0 to 1: a training counts its epochs, other stages run as one."""
-    if record_of(stage, study) is not None:
-        return 0.0
+    """Return the part that is still to do of a stage without a record, 0 to 1: a training counts its epochs, others run as one."""
     epochs = stage.flag("--epochs")
     logs = list((study / stage.name).glob(f"*/{LOG}"))
     return 1 - len(logs[0].read_text().splitlines()) / int(epochs) if epochs and logs else 1.0
