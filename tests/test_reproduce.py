@@ -1,6 +1,11 @@
 """The tables: stages that run once, figures that can be traced, the README's copy."""
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,22 +25,24 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    """Return a 2-bit network, trained on digits for an epoch."""
-    root = tmp_path_factory.mktemp("network")
-    main.main(["--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--epochs", "1", "--lr", "0.02", "--result", str(root)])
-    return root / "resnet20_2bit" / "model_best.pth.tar"
+def network(tiny) -> Path:
+    """Return a 2-bit network, trained on noise for an epoch."""
+    main.main(["--arch", "resnet20", "--data", str(tiny), "--bit", "2", "--epochs", "1", "--lr", "0.02", "--result", str(tiny)])
+    return tiny / "resnet20_2bit" / "model_best.pth.tar"
+
+
+def flags_of(network: Path, *more: str) -> tuple[str, ...]:
+    """Return the flags of a stage that starts from the network."""
+    return ("--arch", "resnet20", "--data", str(network.parent.parent), "--bit", "2", "--init", str(network), *more)
 
 
 @pytest.fixture
 def tuning(network) -> Stage:
-    flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(network), "--method", "global", "-n", "2",
-             "--calib", "64", "--check-images", "32", "-b", "32", "--lr", "0.01")
-    return Stage("tuned", "snn_ft", flags)
+    return Stage("tuned", "snn_ft", flags_of(network, "--method", "global", "-n", "2", "--lr", "0.01"))
 
 
 def test_a_stage_runs_once_and_its_record_is_traceable(network, tmp_path, monkeypatch):
-    flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(network))
+    flags = flags_of(network)
     stage = Stage("converted", "snn", flags)
     assert stages.record_of(stage, tmp_path) is None
     record = stages.run(stage, tmp_path)
@@ -174,7 +181,8 @@ def test_the_readme_shows_the_measured_table(path):
 def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path):
     start = tmp_path / "start.pth.tar"
     start.write_bytes(network.read_bytes())
-    stage = Stage("converted", "snn", ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(start)))
+    data = str(network.parent.parent)
+    stage = Stage("converted", "snn", ("--arch", "resnet20", "--data", data, "--bit", "2", "--init", str(start)))
     record = stages.run(stage, tmp_path)
     start.unlink()  # a record outlives what it was made from
     assert stages.record_of(stage, tmp_path) == record
@@ -184,10 +192,8 @@ def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path
 
 
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
-    flags = ("--arch", "resnet20", "--dataset", "digits", "--bit", "2", "--epochs", "2", "--lr", "0.02", "--init", str(network),
-             "-b", "500")
-    stage = Stage("trained", "main", flags)
-    saved = main.training.best_of
+    stage = Stage("trained", "main", flags_of(network, "--epochs", "2", "--lr", "0.02"))
+    saved, simple = main.training.best_of, stages.simple
 
     def dies(history):
         raise KeyboardInterrupt
@@ -199,5 +205,66 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     assert stages.arguments(stage, tmp_path / "trained")[-1] == "--resume"
     assert "--init" not in stages.arguments(stage, tmp_path / "trained")
     assert stages.left(stage, tmp_path) == 1
-    assert stages.run(stage, tmp_path)["result"]["last"]["epoch"] == 1
+    monkeypatch.setattr(stages, "simple", dies)  # all epochs are done, but there is no record
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(stage, tmp_path)
     assert stages.left(stage, tmp_path) == 0
+    assert stages.record_of(stage, tmp_path) is None
+    monkeypatch.setattr(stages, "simple", simple)
+    assert stages.run(stage, tmp_path)["result"]["last"]["epoch"] == 1
+
+
+def command(data: Path, where: Path, rows: list[str], epochs: int = 2) -> list[str]:
+    """Return the arguments of a run of reproduce.py on a few images."""
+    return ["--table", "cifar10", "--epochs-scale", str(epochs / 300), "--rows", *rows, "--data", str(data),
+            "--study", str(where / "study"), "--result", str(where / "result")]
+
+
+def digits(where: Path) -> list[dict]:
+    """Return a table without times, revisions and directories."""
+    entries = json.loads((where / "result" / "table_cifar10.json").read_text())
+    return [{key: value for key, value in entry.items() if key not in ("seconds", "revisions")} for entry in entries]
+
+
+def test_a_killed_table_goes_on_to_the_same_figures(tiny, tmp_path):
+    """Kills when a file is renamed: within a training, and between its last epoch and its record."""
+    rows = ["resnet20, float, ANN"]
+
+    def job(where: str, moment: tuple | None) -> dict:
+        argv = command(tiny, tmp_path / where, rows)
+        return {"script": "reproduce", "argv": argv, "resume": argv, "checkpoint": "", "moment": moment,
+                "log": str(tmp_path / f"{where}.log")}
+
+    jobs = [job("whole", None), job("broken", ("rename", 5)), job("broken", ("rename", 8)), job("broken", None)]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "killed.py"), str(tmp_path / "jobs.json")], capture_output=True,
+                          text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, *kills, last = json.loads(done.stdout)
+    assert (whole, last) == (0, 0), (tmp_path / "broken.log").read_text()
+    assert all(code < 0 for code in kills)
+    assert len(digits(tmp_path / "whole")) == 1
+    assert (tmp_path / "broken.log").read_text().count("epoch 2/2") == 1  # the last run wrote the record alone
+    assert digits(tmp_path / "broken") == digits(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_table_survives_three_kills_at_random_moments(tiny, tmp_path):
+    """SIGKILL by the clock to the whole way of a network: training at two bit-widths, conversion, both kinds of tuning, a delay."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(where: str) -> subprocess.Popen:
+        argv = command(tiny, tmp_path / where, ["resnet20, float", "resnet20, 4 bits"])
+        return subprocess.Popen([sys.executable, str(ROOT / "reproduce.py"), *argv], env=environment, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start("whole").wait() == 0
+    length = time.monotonic() - began
+    draw = random.Random(time.time_ns())
+    for _ in range(3):
+        run = start("broken")
+        time.sleep(draw.uniform(0.2, 0.7) * length)
+        run.kill()
+        assert run.wait() != 0, "it was through before it was killed"
+    assert start("broken").wait() == 0
+    assert digits(tmp_path / "broken") == digits(tmp_path / "whole")
