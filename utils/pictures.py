@@ -38,7 +38,9 @@ def draw_latency(figures: list[Figure], path: Path) -> None:
         axes.axvline(time_steps(bit), color="0.7", linewidth=1)
         axes.set(xscale="log", xlabel="latency (steps)", ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
                  title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ticks = sorted({figure.latency for figure in chosen})
+        axes.set_xticks(ticks[::max(1, len(ticks) // 8)], [str(tick) for tick in ticks[::max(1, len(ticks) // 8)]])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     canvas.savefig(path, dpi=110)
