@@ -1,104 +1,127 @@
-"""Measure a table: plan its runs, make those that are missing, write the figures. Goes on where it was interrupted.
+r"""Measure a table of the paper: plan its runs, make those that are missing, write the figures. Goes on where it was interrupted.
 
-    python reproduce.py                                   # the plan of the table: what is there, what the rest would take
-    python reproduce.py --run                             # all of it
-    python reproduce.py --run --rows "2 bits, signed" --seeds 0 1 2
-    python reproduce.py --readme README.md                # put the measured table between its markers
+    python reproduce.py                                              # the plan of all tables, nothing is run
+    python reproduce.py --table cifar10 --epochs-scale 0.15          # plan and run; shortened schedules, cosine
+    python reproduce.py --table cifar10 --rows "resnet20, 3 bits" --list
+    python reproduce.py --table conversion --seeds 0 1 2 --readme README.md
+    python reproduce.py --table imagenet --rows alexnet --data /data/imagenet2012
 
-The table `conversion` is the way of ResNet-20 on CIFAR-10 from the quantized network to a spiking one without loss. Each
-stage is a call of snn.py or snn_ft.py in {study}/{stage}, with a record of its flags, revision and result.
+Each stage is a call of main.py, dali_main.py, snn.py or snn_ft.py in {study}/{stage}, with a record of its flags, revision and
+result; rows and tables share stages. After each one result/table_{table}.json, .csv and .png are written.
 """
 
 import argparse
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import models
-from utils import cli, figures, script, stages
+from utils import cli, figures, pictures, script, stages
 from utils.errors import UserError
-from utils.stages import Stage
-from utils.tables import ARCH, Row, conversion
-
-PROBE = 128  # images
+from utils.figures import Figure
+from utils.plan import Plan, duration
+from utils.tables import TABLES, Row, rows_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--run", action="store_true", help="make the runs that are missing (default: only say what they are)")
+    add("--table", choices=TABLES, help="the table to measure (default: only plan, all of them)")
+    add("--list", action="store_true", help="only plan: what is there, what is missing, how long it would take")
     add("--rows", nargs="+", default=[""], metavar="TEXT", help='only rows whose name holds one of these, as "2 bits, signed"')
-    add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0], help="of calibration and fine-tuning (default: 0)")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10 is (default: data)")
+    add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0], help="of training, calibration and fine-tuning (default: 0)")
+    add("--epochs-scale", type=cli.number(float, 0, 1, "part of the schedule"), default=1.0, metavar="PART",
+        help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
+    add("--amp", action="store_true", help="train in bfloat16")
+    add("--compile", action="store_true", help="train with compiled quantized activations")
+    add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings "
+        "(conversion: result/published)")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10, or ImageNet, is (default: data)")
     add("--study", type=Path, default=Path("result/study"), metavar="DIR", help="where the stages are (default: result/study)")
-    add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_conversion.* go (default: result)")
+    add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_*.* go (default: result)")
     add("--readme", type=Path, metavar="FILE", help="a file with the table's markers, to put the table in")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.networks and args.table in ("cifar10", "imagenet"):
+        raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
+    return args
 
 
-def needed(rows: list[Row]) -> Iterator[Stage]:
-    """Yield each stage of the rows once, what it starts from first."""
-    yield from dict.fromkeys(stage for row in rows for stage in (*row.before, *row.stages))
+def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
+    """Return all rows of a table."""
+    extra = (*["--amp"] * args.amp, *["--compile"] * args.compile)
+    files = args.networks or (Path("result/published") if table == "conversion" else None)
+    return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, files)
 
 
-@torch.inference_mode()
-def seconds_per_pass() -> float:
-    """Return the time of a float forward pass over one image, from a short probe."""
-    network = models.build(ARCH).eval().to(memory_format=torch.channels_last)
-    images = torch.zeros(PROBE, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    network(images)
-    began = time.monotonic()
-    network(images)
-    return (time.monotonic() - began) / PROBE
+def choose(rows: list[Row], texts: list[str]) -> list[Row]:
+    """Return the rows whose name holds one of the texts."""
+    return [row for row in rows if any(text in row.name for text in texts)]
 
 
-def plan(rows: list[Row], study: Path) -> list[Stage]:
-    """Print each row with its state; return the stages that are missing."""
-    missing = [stage for stage in needed(rows) if stages.record_of(stage, study) is None]
-    per_pass = seconds_per_pass() if missing else 0.0
+def key(row: Row) -> tuple:
+    """Return what `Figure.key` is for the row's figure."""
+    return row.networks.arch, row.bit, row.neuron, row.method
+
+
+def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
+    """Print each row with what is known of it, and what is missing."""
+    before = {figure.key: figure for figure in known}
     for row in rows:
-        left = [stage for stage in (*row.before, *row.stages) if stage in missing]
-        print(f"{row.name:<50} {f'{sum(stage.passes for stage in left) * per_pass / 60:6.1f} minutes' if left else 'measured':>16}")
-    minutes = sum(stage.passes for stage in missing) * per_pass / 60
-    print(f"{len(missing)} runs are missing, about {minutes:.0f} minutes")
-    return missing
+        lacks = plan.of_row(row)
+        state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
+        old = before.get(key(row))
+        figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs} epochs)"
+        published = figures.PUBLISHED.get((row.networks.dataset, *key(row)))
+        print(f"{row.name:<44}{state:>24}   {figure:<28}{'none published' if published is None else f'{published.accuracy:.2f} %'}")
+    print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
 
-def collect(rows: list[Row], study: Path) -> list[figures.Figure]:
+def collect(rows: list[Row], study: Path) -> list[Figure]:
     """Return the figures of the rows whose stages have all run."""
-    found: list[tuple[Row, list[dict[str, Any]]]] = []
+    found = []
     for row in rows:
-        records = [stages.record_of(stage, study) for stage in row.stages]
-        if None not in records:
-            found.append((row, records))
-    anns = {row.bit: records[0]["result"]["ann"]["top1"] for row, records in found if row.method == "converted"}
-    return [figures.measured(row, records, anns[row.bit]) for row, records in found if row.bit in anns]
-
-
-def main(argv: list[str] | None = None) -> list[figures.Figure]:
-    """Run the script; return the figures."""
-    args = parse(argv)
-    table = conversion(args.seeds, args.data, args.study)
-    rows = [row for row in table if any(text in row.name for text in args.rows)]
-    if not rows:
-        raise UserError(f"--rows {' '.join(args.rows)}: no row has such a name; without --rows all are listed")
-    missing = plan(rows, args.study)
-    for number, stage in enumerate(missing if args.run else [], start=1):
-        print(f"\n{number}/{len(missing)} {stage.name}", flush=True)
-        stages.run(stage, args.study)
-    found = collect(table, args.study)
-    if found:
-        path = args.result / "table_conversion.json"
-        figures.write(found, path)
-        figures.draw(found, path.with_suffix(".png"))
-        print(f"{len(found)} of {len(table)} rows: {path}, .csv, .png")
-        if args.readme:
-            args.readme.write_text(figures.insert(args.readme.read_text(), "conversion", figures.markdown(found)))
+        chains = [[stages.record_of(stage, study) for stage in chain] for chain in row.chains]
+        if all(record is not None for records in chains for record in records):
+            found.append(figures.measured(row, chains))
     return found
+
+
+def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
+    """Write the table with what is measured of the chosen rows; figures of others stay. Return all figures."""
+    path = args.result / f"table_{table}.json"
+    found = figures.merged(figures.read(path), collect(chosen, args.study), [key(row) for row in rows])
+    if found:
+        args.result.mkdir(parents=True, exist_ok=True)
+        figures.write(found, path)
+        pictures.draw(table, found, path.with_suffix(".png"))
+    return found
+
+
+def work(table: str, args: argparse.Namespace) -> list[Figure]:
+    """Plan a table and, unless only that was asked for, run what is missing; return all figures."""
+    rows = table_rows(table, args)
+    chosen = choose(rows, args.rows)
+    if not chosen:
+        raise UserError(f"--rows {' '.join(args.rows)}: no row of {table} has such a name; without --rows all are listed")
+    plan, path = Plan(chosen, args.study), args.result / f"table_{table}.json"
+    print(f"table {table}")
+    report(chosen, plan, figures.read(path))
+    if args.list:
+        return figures.read(path)
+    for number, stage in enumerate(plan.missing, start=1):
+        print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
+        stages.run(stage, args.study)
+        write(table, rows, chosen, args)
+    found = write(table, rows, chosen, args)
+    print(f"{len(found)} of {len(rows)} rows: {path}, .csv, .png")
+    if args.readme and found:
+        args.readme.write_text(figures.insert(args.readme.read_text(), table, figures.markdown(found)))
+    return found
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[Figure]]:
+    """Run the script; return the figures of each table."""
+    args = parse(argv)
+    args.list = args.list or args.table is None
+    return {table: work(table, args) for table in ([args.table] if args.table else TABLES)}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from models import Network
 from quant import quantized_once
-from snn_layers import Deployed, LayerMonitor, latency, layer_table
+from snn_layers import HALF, Deployed, LayerMonitor, latency, layer_table
 from utils import cli, script
 from utils.checkpoint import read_checkpoint
 from utils.data import Data, Loader
@@ -53,6 +53,8 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
     print(f"quantized ANN          {ann_top1:6.2f} %")
     print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
     print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
+    if snn.start != HALF:
+        print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):
         line = "fine-tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
         print(line.format(**result["finetune"]))

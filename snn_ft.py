@@ -7,7 +7,8 @@ r"""Convert a quantized network to a spiking one and fine-tune it: layer by laye
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
 Whether a unit's new state is kept is decided on training images without augmentation, never on the test set. The result
-goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned; --steps N: with _Nsteps) and loads in snn.py.
+goes to {result}/{arch}_{bit}bit_ft (global: _ft_global; -u: with _unsigned; --steps N: with _Nsteps; --start 0: with
+_start0) and loads in snn.py.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from models import Network
-from snn_layers import latency
+from snn_layers import HALF, latency
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, restore_network
 from utils.data import Data
@@ -71,6 +72,7 @@ def defaults(args: argparse.Namespace) -> argparse.Namespace:
 def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
     kind = "_global" * (args.method == "global") + "_unsigned" * args.unsigned + f"_{args.steps}steps" * bool(args.steps)
+    kind += f"_start{args.start:g}" * (args.start != HALF)
     path = script.run_path(args, "_ft" + kind)
     script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
@@ -87,7 +89,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         runner = network if network is ann else script.fast(args, network, test_batches)
         return evaluate(runner, test_batches, args.amp, args.limit, name).top1
 
-    summary = state.get("finetune") or {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps,
+    summary = state.get("finetune") or {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps, "start": snn.start,
                                         "ann": score(ann, "ANN"), "before": score(snn, "SNN"), "seconds": 0.0}
     print(f"test set: quantized ANN {summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning {summary['before']:.2f} %",
           flush=True)

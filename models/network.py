@@ -51,7 +51,7 @@ class Network(nn.Module):
     Attributes:
         arch, dataset, num_classes: what `models.build` was asked for.
         bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
-        neuron, delay: set by conversion; `neuron` None is an ANN.
+        neuron, delay, start: set by conversion; `neuron` None is an ANN.
         trainable_start: True for an import that lacks a threshold: it serves as a start for training only.
     """
 
@@ -62,7 +62,7 @@ class Network(nn.Module):
         self.head = head
         self.arch, self.dataset, self.num_classes = "", "", head.out_features
         self.bit, self.weight_bit = 32, None
-        self.time_steps, self.neuron, self.delay = 1, None, 0
+        self.time_steps, self.neuron, self.delay, self.start = 1, None, 0, None
         self.trainable_start = False
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,22 +7,25 @@ from torch import nn
 from models import Network
 from quant import FLOAT_BITS, QuantReLU, check_values, swap_, time_steps
 
+from .functional import HALF
 from .neuron import IFNeuron
 
 NEURONS = ("signed", "unsigned")
 
 
-def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: int | None = None) -> Network:
+def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: int | None = None,
+               start: float = HALF) -> Network:
     """Return the spiking network of a quantized one; the parameters are shared, the input is kept.
 
     It maps images [B, 3, H, W] to logits [B, classes], the mean over T. The first neuron integrates a constant current,
     so it rounds exactly and never waits; with a `delay` every other neuron does.
 
     Args:
+        start: membrane of every neuron before the first step, in θ: 1/2, or 0 as an ablation.
         steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1.
 
     Raises:
-        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps,
+        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps, another start,
             thresholds, variances or weights that cannot be right (names the layer).
     """
     if network.neuron is not None:
@@ -37,6 +40,8 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         raise ValueError(f"steps is {steps}: a {network.bit}-bit network runs 1 to T = {full} time steps")
     if not 0 <= delay <= steps:
         raise ValueError(f"delay is {delay}: choose 0 to T = {steps}")
+    if start not in (0, HALF):
+        raise ValueError(f"start is {start}: choose 0 or {HALF} thresholds")
     check_values(network)
     shared = (*network.parameters(), *network.buffers())
     spiking = deepcopy(network, {id(tensor): tensor for tensor in shared})
@@ -46,10 +51,10 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         if not isinstance(module, QuantReLU):
             return None
         encodes = module is first
-        return IFNeuron.from_quantized(module, steps, neuron == "signed", 0 if encodes else delay, encodes)
+        return IFNeuron.from_quantized(module, steps, neuron == "signed", 0 if encodes else delay, encodes, start)
 
     swap_(spiking, replacement)
-    spiking.neuron, spiking.delay, spiking.time_steps = neuron, delay, steps
+    spiking.neuron, spiking.delay, spiking.time_steps, spiking.start = neuron, delay, steps, start
     return spiking.eval()
 
 

@@ -44,7 +44,7 @@ class FusedNeuron(nn.Module):
         self.register_buffer("constants", constants)
         self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes
         self.zero, self.dtype, self.threshold = convolution.zero, convolution.dtype, neuron.threshold.item()
-        self.fused = fused
+        self.fused, self.start = fused, neuron.start
 
     def forward(self, accumulator: Tensor, second: Tensor | None) -> Tensor:
         """Map [T·B, C, H, W], or [B, C, H, W] if the neuron encodes, to spikes + zero [T·B, C, H, W]."""
@@ -54,7 +54,7 @@ class FusedNeuron(nn.Module):
         _, channels, height, width = accumulator.shape
         function = compiled(fire) if self.fused else fire
         spikes = function(rows(accumulator), None if second is None else rows(second), self.constants, self.time_steps,
-                          self.signed, self.delay, self.zero, self.dtype)
+                          self.signed, self.delay, self.zero, self.dtype, self.start)
         return spikes.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def decode(self, spikes: Tensor) -> Tensor:

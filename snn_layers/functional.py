@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+HALF = 0.5  # membrane at the start, in thresholds: spikes then count as rounding does
 RETRACTION = -1e-3  # membrane at or below which a signed neuron takes a spike back
 
 
 @torch.no_grad()
-def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, delay: int = 0) -> Tensor:
+def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, delay: int = 0,
+                       start: float = HALF) -> Tensor:
     """Return the spike train of neurons that start at half their threshold and reset by subtraction.
 
         v = θ/2, n = 0
@@ -23,6 +25,7 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
         threshold: θ > 0, a scalar.
         signed: allow negative spikes, never more than there were positive ones before.
         delay: d, 0 to T steps.
+        start: v before the first step, in θ: 1/2, or 0 as an ablation, whose count rounds down.
 
     Returns:
         spike_train: [T, B, ...] in {-1, 0, 1}, of the dtype of `current`.
@@ -36,7 +39,7 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
     if not 0 <= delay <= time_steps:
         raise ValueError(f"delay is {delay}: choose 0 to T = {time_steps}")
     spike_train = torch.empty_like(current)
-    membrane = torch.empty_like(current[0]).copy_(threshold / 2)
+    membrane = torch.empty_like(current[0]).copy_(threshold * start)
     # Comparisons are written into float tensors: boolean masks are several times slower on a CPU.
     fired, retracted = torch.zeros_like(membrane), torch.empty_like(membrane)
     seen = 0

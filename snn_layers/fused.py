@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .functional import RETRACTION
+from .functional import HALF, RETRACTION
 
 MANTISSA = 24  # significant bits of a float32
 
@@ -41,7 +41,7 @@ def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Ten
 
 
 def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_steps: int, signed: bool, delay: int,
-         zero: int, dtype: torch.dtype) -> Tensor:
+         zero: int, dtype: torch.dtype, start: float = HALF) -> Tensor:
     """Return the spike train of `integrate_and_fire` for the current that the accumulators stand for.
 
     Args:
@@ -50,12 +50,13 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
         constants: [4, 2, C], see `neuron_constants`.
         zero: added to each spike, so that unsigned bytes can hold -1.
         dtype: of the result.
+        start: membrane before the first step in θ, 1/2 or 0: both lie on half of the grid.
 
     Returns:
         [T, N, C] in {-1, 0, 1} + zero.
     """
     (theta, theta_low), (bias, bias_low), (factor, factor_low), (retraction, retraction_low) = constants
-    high, low = theta / 2, theta_low / 2
+    high, low = theta * start, theta_low * start
     fired: Tensor | float = 0.0
     spike_train, seen = [], 0
     for step in range(time_steps):

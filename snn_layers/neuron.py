@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from quant import QuantReLU
 
-from .functional import integrate_and_fire
+from .functional import HALF, integrate_and_fire
 
 
 class IFNeuron(nn.Module):
@@ -17,17 +17,21 @@ class IFNeuron(nn.Module):
         signed: allow negative spikes.
         delay: steps of input seen before the first output step.
         encodes: the first neuron of a network: its current is constant over time and comes as [B, ...].
+        start: membrane before the first step, in θ.
     """
 
-    def __init__(self, threshold: nn.Parameter, time_steps: int, signed: bool = True, delay: int = 0, encodes: bool = False):
+    def __init__(self, threshold: nn.Parameter, time_steps: int, signed: bool = True, delay: int = 0, encodes: bool = False,
+                 start: float = HALF):
         super().__init__()
         self.threshold = threshold
         self.time_steps, self.signed, self.delay, self.encodes = time_steps, signed, delay, encodes
+        self.start = start
 
     @classmethod
-    def from_quantized(cls, relu: QuantReLU, time_steps: int, signed: bool, delay: int, encodes: bool) -> "IFNeuron":
+    def from_quantized(cls, relu: QuantReLU, time_steps: int, signed: bool, delay: int, encodes: bool,
+                       start: float = HALF) -> "IFNeuron":
         """Return the neuron that shares the threshold of `relu`."""
-        return cls(relu.threshold, time_steps, signed, delay, encodes)
+        return cls(relu.threshold, time_steps, signed, delay, encodes, start)
 
     def spike_train(self, current: Tensor) -> Tensor:
         """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}.
@@ -42,7 +46,7 @@ class IFNeuron(nn.Module):
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         steps = self.time_steps
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
-        return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay)
+        return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay, self.start)
 
     def forward(self, current: Tensor) -> Tensor:
         """Map current as in `spike_train` to s·θ [T·B, ...], time-major."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from models import Network
+from models import BasicBlock, Network
+from models.unit import conv_unit
 from quant import calibrate_, quantize_
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +72,16 @@ def fitted() -> Network:
 def quantized(fitted) -> Network:
     """Return a 2-bit ResNet-20, fitted to noise, in eval mode."""
     return copy.deepcopy(fitted)
+
+
+@pytest.fixture
+def small() -> Network:
+    """Return a 2-bit network of five units with a stride, a shortcut and an identity, for images of any size, in eval mode."""
+    torch.manual_seed(0)
+    body = nn.Sequential(conv_unit(3, 8), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
+    network = Network(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(16, 5))
+    network.arch, network.dataset = "resnet20", "cifar10"
+    return calibrate_(quantize_(network, 2), torch.randn(24, 3, 9, 7)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from utils import script
 
-SCRIPTS = {name: importlib.import_module(name) for name in ("main", "snn", "snn_ft")}
+SCRIPTS = {name: importlib.import_module(name) for name in ("main", "snn", "snn_ft", "reproduce")}
 
 
 class Moment:

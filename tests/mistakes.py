@@ -59,6 +59,7 @@ MISTAKES = {
     "--delay -1": ("snn.py --delay -1", "delay at least 0"),
     "--steps 0": ("snn.py --steps 0", "number of time steps at least 1"),
     "--steps 8": ("snn.py -a resnet20 --bit 3 --steps 8 --dataset digits --init {}/good.pth.tar", "1 to T = 7"),
+    "--start 0.3": ("snn.py -a resnet20 --bit 3 --start 0.3 --dataset digits --init {}/good.pth.tar", "choose 0 or 0.5"),
     "--steps below --delay": (
         "snn.py -a resnet20 --bit 3 --steps 2 --delay 3 --dataset digits --init {}/good.pth.tar",
         "0 to T = 2"),

@@ -117,8 +117,9 @@ def test_float_hidden_weights_have_a_float_path_only():
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), steps=st.sampled_from([1, 3, 7]), signed=st.booleans(), delay=st.integers(0, 3))
-def test_fire_is_integrate_and_fire_on_the_current_it_stands_for(seed, steps, signed, delay):
+@given(seed=st.integers(0, 10_000), steps=st.sampled_from([1, 3, 7]), signed=st.booleans(), delay=st.integers(0, 3),
+       start=st.sampled_from([0, 0.5]))
+def test_fire_is_integrate_and_fire_on_the_current_it_stands_for(seed, steps, signed, delay, start):
     draw = torch.Generator().manual_seed(seed)
     delay = min(delay, steps)
     accumulator = torch.randint(-40, 60, (steps, 50, 4), generator=draw).float()
@@ -127,8 +128,8 @@ def test_fire_is_integrate_and_fire_on_the_current_it_stands_for(seed, steps, si
     theta = torch.full((4,), 0.1 + 8 * torch.rand((), generator=draw).item(), dtype=torch.float64)
     constants = neuron_constants(scale + 0.01, theta, bias - 0.5, factor, 60 + 1 / 0.01, steps)
     current = (scale + 0.01) * accumulator + bias - 0.5 + factor * second
-    expected = integrate_and_fire(current, theta[0], signed, delay)
-    found = fire(accumulator, second, constants, steps, signed, delay, 1, torch.uint8)
+    expected = integrate_and_fire(current, theta[0], signed, delay, start)
+    found = fire(accumulator, second, constants, steps, signed, delay, 1, torch.uint8, start)
     assert torch.equal(found.to(torch.int8) - 1, expected.to(torch.int8))
 
 

@@ -51,8 +51,13 @@ def test_delayed_trace_by_hand():
     assert trains(exact, signed=True, delay=1) == [1, -1, 0, 1, 0, 0]
 
 
-def trains(current: list[float], signed: bool, delay: int = 0) -> list[int]:
-    spikes = integrate_and_fire(torch.tensor(current, dtype=torch.float64)[:, None], torch.tensor(1.0), signed, delay)
+def test_trace_from_zero_by_hand():
+    # 0.625 is silent; 0.5; 0.25; 1.0 fires -> 0.0; -0.25 takes it back -> 0.75; 1.0 fires
+    assert trains([0.625, -0.125, -0.25, 0.75, -0.25, 0.25], signed=True, start=0) == [0, 0, 0, 1, -1, 1]
+
+
+def trains(current: list[float], signed: bool, delay: int = 0, start: float = 0.5) -> list[int]:
+    spikes = integrate_and_fire(torch.tensor(current, dtype=torch.float64)[:, None], torch.tensor(1.0), signed, delay, start)
     return spikes[:, 0].int().tolist()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import models
 from quant import check_bits
+from snn_layers import HALF
 
 from .distributed import TIMEOUT
 from .errors import UserError
@@ -119,6 +120,8 @@ def new_conversion_parser(description: str | None) -> Parser:
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     add("--steps", type=count(1, "number of time steps"), metavar="N",
         help="time steps to run, 1 to T; fewer is an early readout (default: T = 2^bit - 1)")
+    add("--start", type=number(float, 0, HALF, "number of thresholds"), default=HALF, metavar="V",
+        help=f"membrane of the neurons at the start, in thresholds: {HALF}, or 0 to see what it is good for (default: {HALF})")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
     add("--reference", action="store_true", help="fire with the plain spiking layers rather than with their fast, exact deployment")

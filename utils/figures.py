@@ -1,19 +1,23 @@
-"""A table's measured figures: as JSON, CSV, Markdown between markers, and as a picture."""
+"""A table's measured figures: as JSON, as CSV, and as Markdown between markers."""
 
 import csv
 import json
 import re
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from quant import time_steps
+from quant import FLOAT_BITS, time_steps
 
 from .errors import UserError
+from .published import PUBLISHED
 from .rundir import write_text
-from .tables import NEURONS, Row
+from .stages import TRAININGS
+from .tables import Row
+
+HEAD = "| neuron | | accuracy, % | to the ANN | published, % | epochs | latency, steps | minutes |"
 
 
 @dataclass(frozen=True)
@@ -21,22 +25,36 @@ class Figure:
     """A measured row.
 
     Attributes:
-        accuracies: on the test set in percent, one a seed.
-        ann: of the quantized ANN, in percent.
-        latency: steps from the first input to the last output.
-        seconds: that calibration and tuning took, of each seed.
+        accuracies: on the test set in percent, one a seed; of a training those of its best epoch.
+        last: of a training's last epoch, one a seed; else empty.
+        anns: of the quantized ANN, in percent, one a seed.
+        latency: steps from the first input to the last output; None where nothing spikes.
+        seconds: that training, or calibration and tuning took, of each seed.
+        epochs: that each training got, and the published number where that is another.
+        published, source: the published accuracy in percent, and where it is from; None where there is none.
         stages: directories of the runs, each with its record; revisions of the code that measured them.
     """
 
+    dataset: str
+    arch: str
     bit: int
     neuron: str
     method: str
     accuracies: list[float]
-    ann: float
-    latency: int
+    last: list[float]
+    anns: list[float]
+    latency: int | None
     seconds: list[float]
+    epochs: str
+    published: float | None
+    source: str | None
     stages: list[str]
     revisions: list[str]
+
+    @property
+    def key(self) -> tuple:
+        """Return what tells the rows of a table apart."""
+        return self.arch, self.bit, self.neuron, self.method
 
     @property
     def mean(self) -> float:
@@ -48,15 +66,35 @@ class Figure:
         """Return the standard deviation over the seeds; None for a single one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
+    @property
+    def to_ann(self) -> float | None:
+        """Return the mean difference to the quantized ANN in points; None for an ANN."""
+        return self.mean - statistics.fmean(self.anns) if self.anns else None
 
-def measured(row: Row, records: list[dict[str, Any]], ann: float) -> Figure:
-    """Return the figure of a row whose stages have left these records."""
-    results = [record["result"] for record in records]
-    accuracies = [result["after"] if "after" in result else result["snn"]["top1"] for result in results]
-    seconds = [result["seconds"] for result in results]
-    revisions = sorted({record["revision"] for record in records})
-    return Figure(row.bit, row.neuron, row.method, accuracies, ann, results[0]["latency"], seconds,
-                  [stage.name for stage in row.stages], revisions)
+
+def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
+    """Return the figure of a row whose stages have left these records, a chain a seed."""
+    results = [records[-1]["result"] for records in chains]
+    trained = row.neuron == "ANN"
+    if trained:
+        accuracies, last = ([result[which]["test_top1"] for result in results] for which in ("best", "last"))
+        seconds, anns = [sum(record["seconds"] for record in records) for records in chains], []
+    else:
+        accuracies, last = [result["after"] if "after" in result else result["snn"]["top1"] for result in results], []
+        tuning = [[record["result"] for stage, record in zip(chain, records, strict=True) if stage.script not in TRAININGS]
+                  for chain, records in zip(row.chains, chains, strict=True)]
+        anns = [ann_accuracy(first) for first, *_ in tuning]
+        seconds = [sum(result["seconds"] for result in results) for results in tuning]
+    networks = row.networks
+    found = PUBLISHED.get((networks.dataset, networks.arch, row.bit, row.neuron, row.method))
+    return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
+                  results[0].get("latency"), seconds, row.epochs, found and found.accuracy, found and found.source,
+                  [stage.name for stage in row.stages], sorted({records[-1]["revision"] for records in chains}))
+
+
+def ann_accuracy(result: dict[str, Any]) -> float:
+    """Return the accuracy in percent of the network that a run of snn.py or snn_ft.py converted."""
+    return result["ann"] if isinstance(result["ann"], float) else result["ann"]["top1"]
 
 
 def write(figures: list[Figure], path: Path) -> None:
@@ -64,40 +102,61 @@ def write(figures: list[Figure], path: Path) -> None:
     write_text(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("bit", "neuron", "method", "mean", "std", "ann", "latency", "seconds"))
+        writer.writerow(("arch", "bit", "neuron", "method", "mean", "std", "ann", "latency", "minutes", "epochs", "published",
+                         "source"))
         for figure in figures:
             spread = "" if figure.spread is None else f"{figure.spread:.3f}"
-            writer.writerow((figure.bit, figure.neuron, figure.method, f"{figure.mean:.3f}", spread, f"{figure.ann:.3f}",
-                             figure.latency, f"{statistics.fmean(figure.seconds):.1f}"))
+            ann = f"{statistics.fmean(figure.anns):.3f}" if figure.anns else ""
+            writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, ann, figure.latency or "", f"{minutes(figure):.1f}",
+                             figure.epochs, figure.published or "", figure.source or ""))
 
 
 def read(path: Path) -> list[Figure]:
-    """Read what `write` wrote."""
-    return [Figure(**entry) for entry in json.loads(path.read_text())]
+    """Read what `write` wrote; nothing where there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [Figure(**entry) for entry in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no table of this version ({error}): delete it, and it is written anew") from error
+
+
+def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Figure]:
+    """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys."""
+    known = {figure.key: figure for figure in (*old, *new)}
+    return [known[key] for key in order if key in known]
+
+
+def minutes(figure: Figure) -> float:
+    """Return the mean time of a seed in minutes."""
+    return statistics.fmean(figure.seconds) / 60
 
 
 def markdown(figures: list[Figure]) -> str:
-    """Return one Markdown table a bit-width, a line a method, the neurons side by side."""
+    """Return one Markdown table for each network and bit-width."""
     parts = []
-    for bit in sorted({figure.bit for figure in figures}, reverse=True):
-        chosen = [figure for figure in figures if figure.bit == bit]
-        lines = [f"{bit} bits, T = {time_steps(bit)}; quantized ANN {chosen[0].ann:.2f}", "",
-                 f"| | latency, steps | {' | '.join(f'{neuron} | to the ANN | minutes' for neuron in NEURONS)} |",
-                 "|---|---|" + "---|---|---|" * len(NEURONS)]
-        for method in dict.fromkeys(figure.method for figure in chosen):
-            found = {figure.neuron: figure for figure in chosen if figure.method == method}
-            cells = " | ".join(_cells(found.get(neuron)) for neuron in NEURONS)
-            lines.append(f"| {method} | {next(iter(found.values())).latency} | {cells} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    for (arch, bit), group in groupby(figures, lambda figure: (figure.arch, figure.bit)):
+        rows = list(group)
+        ann = next((f"; quantized ANN {statistics.fmean(figure.anns):.2f}" for figure in rows if figure.anns), "")
+        title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
+        parts.append("\n".join([title, "", HEAD, "|---" * 8 + "|", *map(_line, rows)]))
+    notes = sorted({f"{figure.published:.2f}: {figure.source}" for figure in figures if figure.published is not None})
+    return "\n\n".join(parts + (["Published: " + " · ".join(notes)] if notes else []))
 
 
-def _cells(figure: Figure | None) -> str:
-    if figure is None:
-        return " | | "
+def _line(figure: Figure) -> str:
     accuracy = f"{figure.mean:.2f}" + ("" if figure.spread is None else f" ± {figure.spread:.2f}")
-    minutes = statistics.fmean(figure.seconds) / 60
-    return f"{accuracy} | {figure.mean - figure.ann:+.2f} | {f'{minutes:.1f}' if minutes else ''}"
+    if figure.last:
+        accuracy += f" (last epoch {statistics.fmean(figure.last):.2f})"
+    loss = "" if figure.to_ann is None else f"{figure.to_ann:+.2f}"
+    published = "none published" if figure.published is None else f"{figure.published:.2f}"
+    spent = f"{minutes(figure):.1f}" if any(figure.seconds) else ""
+    return (f"| {figure.neuron} | {figure.method} | {accuracy} | {loss} | {published} | {figure.epochs} | {figure.latency or ''} | "
+            f"{spent} |")
 
 
 def insert(text: str, name: str, table: str) -> str:
@@ -111,30 +170,3 @@ def insert(text: str, name: str, table: str) -> str:
     if not pattern.search(text):
         raise UserError(f"no {begin} ... {end} to write the table between: put both lines into the file")
     return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
-
-
-def draw(figures: Iterable[Figure], path: Path) -> None:
-    """Draw accuracies by method, a panel a bit-width, with the ANN as a line and the spread over seeds as a bar."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figures = list(figures)
-    widths = sorted({figure.bit for figure in figures}, reverse=True)
-    methods = list(dict.fromkeys(figure.method for figure in figures))
-    canvas, panels = plt.subplots(1, len(widths), figsize=(4.2 * len(widths) + 1, 0.3 * len(methods) + 1.4), layout="constrained",
-                                  sharey=True, squeeze=False)
-    for bit, axes in zip(widths, panels[0], strict=True):
-        for neuron, style in zip(NEURONS, ("o", "s"), strict=True):
-            chosen = [figure for figure in figures if (figure.bit, figure.neuron) == (bit, neuron)]
-            axes.errorbar([figure.mean for figure in chosen], [methods.index(figure.method) for figure in chosen],
-                          xerr=[figure.spread or 0 for figure in chosen], fmt=style, capsize=3, label=neuron)
-        axes.axvline(next(figure.ann for figure in figures if figure.bit == bit), color="k", linestyle="--", label="quantized ANN")
-        axes.set(xlabel="accuracy on the CIFAR-10 test set (%)", title=f"{bit} bits, T = {time_steps(bit)}")
-        axes.grid(axis="y", alpha=0.3)
-    panels[0][0].set(yticks=range(len(methods)), yticklabels=methods)
-    panels[0][0].invert_yaxis()
-    panels[0][0].legend()
-    canvas.savefig(path, dpi=110)
-    plt.close(canvas)

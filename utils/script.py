@@ -122,7 +122,7 @@ def load_quantized(args: argparse.Namespace, data: Data) -> Network:
 def spiking(args: argparse.Namespace, ann: Network) -> Network:
     """Convert a quantized network with the neuron and the delay of the flags."""
     try:
-        return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay, args.steps)
+        return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay, args.steps, args.start)
     except ValueError as error:
         raise UserError(str(error)) from error
 

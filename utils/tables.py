@@ -1,17 +1,18 @@
 """The tables of `reproduce.py`: rows, and the stages that each row takes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quant import time_steps
+from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST
+from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, Networks, Source
 from .stages import Stage
 
-TEST, CALIB = 10_000, 5_000  # images of the test set, and of layer-wise tuning
-NEURONS = {"signed": (), "unsigned": ("-u",)}
-CALIBRATE = ("--calibrate", "512")
-ARCH = "resnet20"
+CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
+IMAGENET = ("alexnet", "vgg16")
+TABLES = ("cifar10", "imagenet", "ablation", "conversion", "latency")
 
 
 @dataclass(frozen=True)
@@ -19,92 +20,153 @@ class Row:
     """One figure of a table: the accuracy of a `bit`-bit network with `neuron`s after `method`.
 
     Attributes:
-        stages: those that measure it, one a seed.
-        before: those that they start from.
+        chains: stages in order, one chain a seed; the last stage measures the figure.
+        neuron: "signed" or "unsigned"; "ANN" where nothing spikes.
+        epochs: that each training of the chain got, and what the published schedule has; None: files, see their arguments.
     """
 
+    networks: Networks
     bit: int
     neuron: str
     method: str
-    stages: tuple[Stage, ...]
-    before: tuple[Stage, ...] = ()
+    chains: tuple[tuple[Stage, ...], ...]
 
     @property
     def name(self) -> str:
         """Return what --rows looks for."""
-        return f"{self.bit} bits, {self.neuron}, {self.method}"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A quantized network of CIFAR-10 that is converted; makes the stages of its rows."""
-
-    bit: int
-    neuron: str
-    network: Path
-    data: Path
+        bits = "float" if self.bit == FLOAT_BITS else f"{self.bit} bits"
+        return f"{self.networks.arch}, {bits}, {self.neuron}, {self.method}"
 
     @property
-    def spiking_pass(self) -> float:
-        """Return what a spiking pass costs, in float ones."""
-        return time_steps(self.bit) / 2
+    def stages(self) -> tuple[Stage, ...]:
+        """Return those that measure the figure, one a seed."""
+        return tuple(chain[-1] for chain in self.chains)
 
-    def stage(self, script: str, kind: str, seed: int, passes: float, flags: tuple[str, ...]) -> Stage:
-        """Return a stage whose directory is named for bits, neuron, kind and seed."""
-        common = ("--arch", ARCH, "--bit", str(self.bit), "--data", str(self.data), "--init", str(self.network))
-        name = f"{self.bit}bit-{self.neuron}-{kind}-seed{seed}"
-        return Stage(name, script, (*common, *NEURONS[self.neuron], "--seed", str(seed), *flags), passes)
-
-    def evaluated(self, kind: str, *flags: str, seed: int = 0) -> Stage:
-        """Return a run of snn.py on the test set."""
-        return self.stage("snn", kind, seed, TEST * (1 + self.spiking_pass), ("-e", *flags))
-
-    def layerwise(self, kind: str, *flags: str, seed: int = 0) -> Stage:
-        """Return a run of layer-wise fine-tuning."""
-        return self.stage("snn_ft", kind, seed, CALIB * (6 + 3 * self.spiking_pass), ("--calib", str(CALIB), *flags))
-
-    def whole(self, kind: str, *flags: str, seed: int = 0) -> Stage:
-        """Return a run of global fine-tuning."""
-        count = 40_000 if self.bit == 2 else 20_000  # the fewer steps, the more there is to gain
-        method = ("--method", "global", "--teacher", "--calib", str(count))
-        return self.stage("snn_ft", kind, seed, count * (4 + self.spiking_pass), (*method, *flags))
+    @property
+    def epochs(self) -> str:
+        """Return the length of each training beside the published one's."""
+        full = EPOCHS[self.networks.dataset]
+        if self.networks.files is not None:
+            return f"see {self.networks.files}"
+        return str(full) if self.networks.epochs == full else f"{self.networks.epochs} of {full}"
 
 
-def conversion(seeds: list[int], data: Path, study: Path, published: Path = Path("result/published")) -> list[Row]:
-    """Return the way of ResNet-20 on CIFAR-10 from the quantized ANN to a spiking network without loss."""
+Make = Callable[[Source], tuple[Stage, ...]]
+
+
+def spiking(networks: Networks, bit: int, neuron: str, method: str, seeds: list[int], make: Make) -> Row:
+    """Return a row of a spiking network; `make` returns the stages behind the network's training."""
+    def chain(seed: int) -> tuple[Stage, ...]:
+        return (*networks.chain(bit, seed), *make(Source(networks, bit, neuron, seed)))
+
+    return Row(networks, bit, neuron, method, tuple(map(chain, seeds)))
+
+
+def evaluated(kind: str, *flags: str) -> Make:
+    """Return what makes one run of snn.py."""
+    return lambda source: (source.evaluated(kind, *flags),)
+
+
+def layerwise(kind: str, *flags: str) -> Make:
+    """Return what makes one run of layer-wise tuning, as published but for the flags."""
+    return lambda source: (source.layerwise(kind, *flags),)
+
+
+def whole(source: Source) -> tuple[Stage, ...]:
+    """Return global tuning of a calibrated network."""
+    return (source.whole("calibrated-global", *CALIBRATE),)
+
+
+def both(source: Source) -> tuple[Stage, ...]:
+    """Return layer-wise tuning, then global tuning of what it made."""
+    first = source.layerwise("layerwise")
+    result = source.networks.study / first.name / f"{source.networks.arch}_{source.bit}bit_ft" / BEST
+    return (first, replace(source, network=result).whole("layerwise-global"))
+
+
+def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return an architecture at all bit-widths: ANN, unsigned, signed, fine-tuned, delay = T."""
+    rows = []
+    for bit in BITS[networks.dataset]:
+        rows.append(Row(networks, bit, "ANN", "trained", tuple(networks.chain(bit, seed) for seed in seeds)))
+        if bit == FLOAT_BITS:
+            continue
+        full = time_steps(bit)
+        kinds: list[tuple[str, str, Make]] = [
+            ("unsigned", "converted", evaluated("converted")),
+            ("signed", "converted", evaluated("converted")),
+            ("signed", "layer-wise", layerwise("layerwise")),
+            ("signed", "calibrated, global", whole),
+            ("signed", f"delay {full}", evaluated(f"delay{full}", "--delay", str(full)))]
+        rows += [spiking(networks, bit, neuron, method, seeds, make) for neuron, method, make in kinds]
+    return rows
+
+
+def conversion(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return the way from the quantized ANN to a spiking network without loss."""
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
-            source = Source(bit, neuron, published / f"{ARCH}_{bit}bit.pth.tar", data)
-            rows += converted(source, seeds) + (tuned(source, study) if bit < 4 else [])
+            rows += converted(networks, bit, neuron, seeds) + (tuned(networks, bit, neuron) if bit < 4 else [])
     return rows
 
 
-def converted(source: Source, seeds: list[int]) -> list[Row]:
+def converted(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> list[Row]:
     """Return the rows without training."""
-    full, half = time_steps(source.bit), 2 ** (source.bit - 1)
+    full, half = time_steps(bit), 2 ** (bit - 1)
 
-    def row(method: str, *stages: Stage) -> Row:
-        return Row(source.bit, source.neuron, method, stages)
+    def row(method: str, make: Make, seeds: list[int]) -> Row:
+        return spiking(networks, bit, neuron, method, seeds, make)
 
-    rows = [row("converted", source.evaluated("converted")),
-            row("calibrated", *(source.evaluated("calibrated", *CALIBRATE, seed=seed) for seed in seeds))]
-    if source.bit < 4 and source.neuron == "signed":
-        rows += [row(f"delay {delay}", source.evaluated(f"delay{delay}", "--delay", str(delay))) for delay in (1, 2, full)]
-        rows.append(row(f"calibrated, {half} of {full} steps", source.evaluated(f"steps{half}", "--steps", str(half), *CALIBRATE)))
+    rows = [row("converted", evaluated("converted"), [0]), row("calibrated", evaluated("calibrated", *CALIBRATE), seeds)]
+    if bit < 4 and neuron == "signed":
+        rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay)), [0]) for delay in (1, 2, full)]
+        early = evaluated(f"calibrated-steps{half}", "--steps", str(half), *CALIBRATE)
+        rows.append(row(f"calibrated, {half} of {full} steps", early, [0]))
     return rows
 
 
-def tuned(source: Source, study: Path) -> list[Row]:
+def tuned(networks: Networks, bit: int, neuron: str) -> list[Row]:
     """Return the rows of fine-tuning, whose cost allows one seed."""
-    first = source.layerwise("layerwise")
-    result = study / first.name / f"{ARCH}_{source.bit}bit_ft" / BEST
-    both = Source(source.bit, source.neuron, result, source.data).whole("layerwise-global")
+    def row(method: str, make: Make) -> Row:
+        return spiking(networks, bit, neuron, method, [0], make)
 
-    def row(method: str, stage: Stage, *before: Stage) -> Row:
-        return Row(source.bit, source.neuron, method, (stage,), before)
-
-    rows = [row("calibrated, global", source.whole("calibrated-global", *CALIBRATE))]
-    if source.neuron == "signed":
-        rows += [row("layer-wise", first), row("global", source.whole("global")), row("layer-wise, global", both, first)]
+    rows = [row("calibrated, global", whole)]
+    if neuron == "signed":
+        alone = row("global", lambda source: (source.whole("global"),))
+        rows += [row("layer-wise", layerwise("layerwise")), alone, row("layer-wise, global", both)]
     return rows
+
+
+def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return the half-threshold start, the signed rule and fine-tuning, each there or removed."""
+    rows = []
+    for bit in (4, 3, 2):
+        for neuron in NEURONS:
+            for name, kind, flags in (("", "", ()), ("start 0, ", "start0-", ("--start", "0"))):
+                rows += [spiking(networks, bit, neuron, f"{name}layer-wise", seeds, layerwise(f"{kind}layerwise", *flags)),
+                         spiking(networks, bit, neuron, f"{name}converted", seeds, evaluated(f"{kind}converted", *flags))]
+    return rows
+
+
+def latency(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return accuracy against latency: the first T' of T steps, and a delay of 0 to T."""
+    rows = []
+    for bit in (4, 3, 2):
+        full = time_steps(bit)
+        for neuron in NEURONS:
+            early = [(f"{steps} of {full} steps", f"steps{steps}", ("--steps", str(steps))) for steps in range(1, full)]
+            late = [(f"delay {delay}", f"delay{delay}", ("--delay", str(delay))) for delay in range(1, full + 1)]
+            for method, kind, flags in (*early, ("converted", "converted", ()), *late):
+                rows.append(spiking(networks, bit, neuron, method, seeds, evaluated(kind, *flags)))
+    return rows
+
+
+def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float = 1.0, extra: tuple[str, ...] = (),
+            files: Path | None = None) -> list[Row]:
+    """Return the rows of a table; arguments as `Networks` has them, `files` of the tables of one architecture only."""
+    if table in ("cifar10", "imagenet"):
+        archs = CIFAR if table == "cifar10" else IMAGENET
+        return [row for arch in archs for row in main_table(Networks(arch, data, study, table, scale, extra), seeds)]
+    networks = Networks("resnet20", data, study, "cifar10", scale, extra, files)
+    return {"ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from models import Network
-from snn_layers import FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
+from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
 
 from . import script
 from .checkpoint import LAST, read_checkpoint
@@ -122,6 +122,8 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     check_tuning(state, path / LAST)
     if args.delay != state["finetune"]["delay"]:
         raise UserError(f"--delay {args.delay}: the run in {path} has delay {state['finetune']['delay']}")
+    if args.start != (start := state["finetune"].get("start", HALF)):
+        raise UserError(f"--start {args.start:g}: the run in {path} starts at {start:g} thresholds")
     if args.init is None and state["args"]["init"] is not None:
         args.init = Path(state["args"]["init"])
     script.report_changes(args, state["args"])

@@ -1,0 +1,47 @@
+"""Draw the page of a run: accuracy over time and latency, layers, neurons, energy, learning curves, provenance.
+
+    python report.py result/resnet20_3bit
+    python report.py result/study/resnet20-45epochs/3bit-seed0 --images 2000
+    python report.py result/published/resnet20_3bit.pth.tar --output page.html
+
+A run is a directory with model_best.pth.tar, a stage of reproduce.py, or a checkpoint. The fine-tuned networks beside it are
+taken in. The page goes to {run}/report.html, holds its pictures and opens offline.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils import cli, report, script
+from utils.errors import UserError
+from utils.files import write_text
+from utils.subject import read_subject
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the checked arguments."""
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, a stage of reproduce.py, or a checkpoint")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
+    add("--images", type=cli.count(1, "number of images"), default=1000, help="test images that are measured (default: 1000)")
+    add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")
+    args = parser.parse_args(argv)
+    if args.output and len(args.runs) > 1:
+        raise UserError(f"--output {args.output}: {len(args.runs)} runs make as many pages; leave it out")
+    return args
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Run the script; return the pages."""
+    args = parse(argv)
+    pages = []
+    for run in args.runs:
+        subject = read_subject(run)
+        pages.append(args.output or subject.page)
+        write_text(pages[-1], report.build(subject, args.data, args.images))
+        print(pages[-1])
+    return pages
+
+
+if __name__ == "__main__":
+    script.run(main)

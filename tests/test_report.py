@@ -1,0 +1,112 @@
+"""The page of a run: what it measures, what it is about, that it opens offline."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import report
+import utils.report
+from snn_layers import deploy, integrate_and_fire, to_spiking
+from snn_layers.energy import walk
+from utils import measure, page, run_pictures
+from utils.checkpoint import network_state, save_checkpoint
+from utils.errors import UserError
+from utils.subject import Subject, Tuned, checkpoint_of, read_subject
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SECTIONS = ("Accuracy", "Accuracy against latency", "Layer by layer", "Neurons on the first test image", "Operations and energy",
+            "Learning", "Provenance")
+
+
+@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
+def test_a_readout_after_some_steps_is_the_network_that_runs_as_many(quantized, neuron):
+    deployed = deploy(to_spiking(quantized, neuron), compile=False)
+    *_, (_, last) = walk(deployed, IMAGES)
+    for steps, logits in enumerate(measure.readouts(deployed, last.x), start=1):
+        expected = deploy(to_spiking(quantized, neuron, steps=steps), compile=False)(IMAGES)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("signed", "delay", "start"), [(True, 0, 0.5), (False, 0, 0.5), (True, 2, 0.5), (True, 1, 0.0)])
+def test_traces_are_the_membranes_behind_the_spikes(quantized, signed, delay, start):
+    snn = to_spiking(quantized, "signed" if signed else "unsigned", delay, start=start)
+    found = measure.traces(snn, IMAGES[0], ["body.0", "body.3.part1", "body.9.part2"])
+    assert [unit.name for unit in found] == ["body.0", "body.3.part1", "body.9.part2"]
+    assert next(snn.parameters()).dtype == torch.float32
+    for unit in found:
+        after, spikes = unit.membrane, unit.spikes[:, :measure.TRACES]
+        assert after.shape == (4, measure.TRACES)
+        assert (after[0] == start).all()
+        before = after[1:] + spikes  # in front of the reset, in θ
+        assert torch.equal(before >= 1 - 1e-6, spikes == 1)
+        assert (before[spikes == -1] <= 0).all()
+        # The same currents, as they change the membrane from step to step, make the same spikes.
+        if delay == 0:
+            current = before - after[:-1]
+            assert torch.equal(integrate_and_fire(current.double() + 1e-6, torch.tensor(1.0), signed, 0, start).float(), spikes)
+
+
+def check_page(text: str, tuned: str) -> None:
+    assert tuple(re.findall("<h2>(.*?)</h2>", text)) == SECTIONS
+    assert text.count("<img ") == text.count('src="data:image/png;base64,') == 9
+    assert not re.findall(r"https?://|<script|<link|@import|url\(", text)
+    assert 'name="viewport"' in text
+    for cell in (tuned, "quantized ANN, zero activations skipped", "FP32, µJ", "revision", "SHA-256"):
+        assert cell in text
+
+
+def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
+    path = tmp_path / "model_best.pth.tar"
+    path.write_bytes(b"weights")
+    history = [{"epoch": epoch, "train_top1": 1.0, "test_top1": 2.0, "train_loss": 3.0, "test_loss": 4.0} for epoch in range(2)]
+    tuned = Tuned("signed, tuned", to_spiking(small), [], path)
+    subject = Subject("small", tmp_path, path, {"history": history, "revision": "r", "args": {"lr": 0.1}}, small, [tuned])
+    batches = [(IMAGES[:3, :, :9, :7], torch.tensor([0, 1, 2])), (IMAGES[3:, :, :9, :7], torch.tensor([3]))]
+    parts = [*utils.report.spiking_sections(subject, batches), utils.report.learning_section(subject)]
+    check_page(page.page("small", [*parts, utils.report.provenance(subject, 4)]), "signed, tuned")
+
+
+@pytest.mark.slow
+def test_report_draws_a_published_network(tiny, tmp_path, find):
+    path, = report.main([str(find("result/published/resnet20_2bit.pth.tar")), "--data", str(tiny), "--images", "8", "--output",
+                         str(tmp_path / "page.html")])
+    check_page(path.read_text(), "signed, calibrated, global")
+
+
+def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
+    quantized.arch = "resnet20"
+
+    def save(name: str, **more) -> Path:
+        path = tmp_path / name / "model_best.pth.tar"
+        path.parent.mkdir(parents=True)
+        save_checkpoint(path, network_state(quantized) | {"history": [], "revision": "r"} | more)
+        return path
+
+    summary = {"neuron": "unsigned", "delay": 1, "ann": 1.0, "before": 1.0}
+    ann = save("group/2bit-seed0/resnet20_2bit")
+    ours = save("group/2bit-unsigned-x-seed0/resnet20_2bit_ft", finetune=summary, args={"init": str(ann), "method": "layerwise"})
+    save("group/2bit-signed-y-seed0/resnet20_2bit_ft", finetune=summary, args={"init": str(tmp_path / "other"), "method": "global"})
+    subject = read_subject(tmp_path / "group" / "2bit-seed0")
+    assert subject.path == ann
+    assert subject.page == tmp_path / "group" / "2bit-seed0" / "report.html"
+    assert [(tuned.name, tuned.path) for tuned in subject.tuned] == [("unsigned, layer-wise, delay 1", ours)]
+    of_tuning = read_subject(ours.parent)
+    assert (of_tuning.path, [tuned.path for tuned in of_tuning.tuned]) == (ann, [ours])
+    ann.unlink()
+    assert "tuned from" in read_subject(ours.parent).notes[0]
+    with pytest.raises(UserError, match="name the directory of one run"):
+        checkpoint_of(tmp_path / "group" / "2bit-seed0")
+
+
+def test_a_log_of_layerwise_tuning_has_a_curve():
+    log = [{"unit": unit, "name": f"body.{unit}.part1", "accuracy_after": 90.0 + unit} for unit in range(1, 4)]
+    (title, png), = run_pictures.learning(log)
+    assert title == "Accuracy while the units are tuned"
+    assert png.startswith(b"\x89PNG")
+
+
+def test_pages_of_several_runs_have_their_own_places():
+    with pytest.raises(UserError, match="2 runs make as many pages"):
+        report.main(["a", "b", "--output", "c"])

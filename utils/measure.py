@@ -1,0 +1,140 @@
+"""What the report of a run shows: a quantized network and its spiking ones, measured on the same images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models import Network, Unit
+from quant import quantized_once
+from snn_layers import LayerMonitor, LayerStatistics, deploy, latency, to_spiking
+from snn_layers.energy import Operations, operations, walk
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+RASTER, TRACES = 40, 3  # neurons of a layer in the spike raster, and in the membrane traces
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One spiking network.
+
+    Attributes:
+        readout: accuracy in percent after the first T' = 1..T steps of output.
+        layers: firing rate and error, unit by unit.
+        operations: layer by layer.
+        latency: in steps; `passes` of it, one a layer that waits, are delays.
+    """
+
+    name: str
+    readout: list[float]
+    layers: list[LayerStatistics]
+    operations: list[Operations]
+    latency: int
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Some neurons of a unit on one image.
+
+    Attributes:
+        membrane: v/θ of `TRACES` neurons after each step and before the first one, [T + 1, TRACES].
+        spikes: those of `RASTER` neurons in {-1, 0, 1}, [T, RASTER]; the traced neurons come first.
+    """
+
+    name: str
+    membrane: Tensor
+    spikes: Tensor
+
+
+@torch.inference_mode()
+def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured:
+    """Return what a spiking network does beside its ANN on these images."""
+    deployed = deploy(snn, compile=False)
+    right, seen, rows = torch.zeros(snn.time_steps, dtype=torch.float64), 0, []
+    with quantized_once(ann), LayerMonitor(ann, deployed) as monitor:
+        for images, labels in batches:
+            ann(images)
+            *_, (_, last) = walk(deployed, images)
+            right += (readouts(deployed, last.x).argmax(2) == labels).sum(1).cpu()
+            seen += len(labels)
+        statistics = monitor.statistics()
+    with quantized_once(ann):
+        for images, _ in batches:
+            rows.append((len(images), operations(ann, deployed, images)))
+    return Measured(name, (100 * right / seen).tolist(), statistics, mean_operations(rows), latency(snn))
+
+
+def readouts(deployed: torch.nn.Module, spikes: Tensor) -> Tensor:
+    """Return the logits after the first T' = 1..T steps [T, B, classes] for what the body puts out, [T·B, ...]."""
+    *_, (_, unit) = deployed.units()
+    trains = (spikes.unflatten(0, (deployed.time_steps, -1)).float() - deployed.zero) * unit.neuron.threshold
+    steps = torch.arange(1, deployed.time_steps + 1, device=spikes.device).view(-1, *[1] * (trains.dim() - 1))
+    means = trains.cumsum(0) / steps
+    return deployed.head(deployed.pool(means.flatten(0, 1))).unflatten(0, (deployed.time_steps, -1))
+
+
+def mean_operations(rows: list[tuple[int, list[Operations]]]) -> list[Operations]:
+    """Return the mean over batches of (images, operations of one image)."""
+    total = sum(number for number, _ in rows)
+
+    def mean(field: str, layer: int) -> float:
+        return sum(number * getattr(batch[layer], field) for number, batch in rows) / total
+
+    return [Operations(first.name, *(mean(field, layer) for field in ("macs", "adds", "nonzero", "acs")))
+            for layer, first in enumerate(rows[0][1])]
+
+
+@torch.inference_mode()
+def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> list[tuple[int, int, list[float]]]:
+    """Return (delay d, latency of the last output step, accuracies after T' = 1..T output steps) for each delay.
+
+    A readout after T' steps ends T - T' steps before that latency.
+    """
+    found = []
+    for delay in delays:
+        snn = to_spiking(ann, neuron, delay)
+        deployed, right, seen = deploy(snn, compile=False), 0, 0
+        for images, labels in batches:
+            *_, (_, last) = walk(deployed, images)
+            right, seen = right + (readouts(deployed, last.x).argmax(2) == labels).sum(1), seen + len(labels)
+        found.append((delay, latency(snn), (100 * right / seen).tolist()))
+    return found
+
+
+@torch.inference_mode()
+def traces(snn: Network, image: Tensor, names: list[str]) -> list[Traces]:
+    """Return the traces of the liveliest neurons of the named units on an image [3, H, W], from the plain layers in float64."""
+    dtype = next(snn.parameters()).dtype
+    snn.double()
+    found = []
+    for site, state in walk(snn, image[None].double()):
+        if site is not None and site.name in names and isinstance(site.module, Unit):
+            found.append(trace(site.name, site.module, state.x, state.residual if site.joins else None))
+    snn.to(dtype)
+    return found
+
+
+def trace(name: str, unit: Unit, x: Tensor, residual: Tensor | None) -> Traces:
+    """Return a unit's traces for its spike input [T·1, ...]: v_t = v_0 + Σ I - θ Σ s, over what the neuron has seen by step t."""
+    neuron, current = unit.activation, unit.current(x, residual)
+    steps, theta = neuron.time_steps, neuron.threshold
+    spikes = neuron.spike_train(current).flatten(1)
+    current = (current.expand(steps, *current.shape[1:]) if neuron.encodes else current).flatten(1)
+    seen = [min(step + neuron.delay, steps) for step in range(1, steps + 1)]
+    membrane = theta * neuron.start + current.cumsum(0)[[step - 1 for step in seen]] - theta * spikes.cumsum(0)
+    membrane = torch.cat((torch.full_like(membrane[:1], (theta * neuron.start).item()), membrane)) / theta
+    active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # those that change the most show the most
+    chosen = active.argsort(descending=True, stable=True)[:RASTER]
+    return Traces(name, membrane[:, chosen[:TRACES]].float(), spikes[:, chosen].float())
+
+
+def accuracy(network: Network, batches: Batches) -> float:
+    """Return the accuracy of an ANN in percent."""
+    right = seen = 0
+    with torch.inference_mode(), quantized_once(network):
+        for images, labels in batches:
+            right, seen = right + (network(images).argmax(1) == labels).sum().item(), seen + len(labels)
+    return 100 * right / seen
+
+

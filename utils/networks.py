@@ -1,0 +1,130 @@
+"""Where the networks of a table come from, and the stages that train, convert and tune them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant import FLOAT_BITS, time_steps
+
+from .checkpoint import BEST
+from .stages import Stage
+
+IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
+EPOCHS = {"cifar10": 300, "imagenet": 60}  # of the published schedules
+BITS = {"cifar10": (FLOAT_BITS, 4, 3, 2), "imagenet": (4, 3, 2)}  # ImageNet starts from TorchVision's float networks
+RATES = {"cifar10": {FLOAT_BITS: "0.1", 4: "0.04", 3: "0.04", 2: "0.04"}, "imagenet": {4: "0.025", 3: "0.0025", 2: "0.0025"}}
+DECAYS = {"cifar10": {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}, "imagenet": dict.fromkeys((4, 3, 2), "1e-4")}
+CALIB = 5_000  # images of layer-wise tuning
+NEURONS = {"signed": (), "unsigned": ("-u",)}
+CALIBRATE = ("--calibrate", "512")
+QUANTIZED = 1.5  # a quantized training step, in float ones
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of an architecture, trained here as a chain 32 → 4 → 3 → 2 bits, or read from files.
+
+    Attributes:
+        data: where the data set is.
+        study: where the stages are.
+        scale: part of the published number of epochs that each stage of the chain gets; below 1 with a cosine schedule.
+        extra: more flags of the training, --amp and --compile.
+        files: a directory with {arch}_{bit}bit.pth.tar; None trains.
+    """
+
+    arch: str
+    data: Path
+    study: Path
+    dataset: str = "cifar10"
+    scale: float = 1.0
+    extra: tuple[str, ...] = ()
+    files: Path | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Return the epochs of each stage of the chain."""
+        return max(1, round(EPOCHS[self.dataset] * self.scale))
+
+    @property
+    def group(self) -> str:
+        """Return the directory, in the study, that the stages share with those of the same networks only."""
+        if self.files is not None:
+            return f"{self.arch}-{self.files.name}"
+        return "-".join([self.arch, f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra)])
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Return the flags that name the data set."""
+        return ("--data", str(self.data)) if self.dataset == "cifar10" else (str(self.data),)
+
+    def stage(self, name: str, script: str, flags: tuple[str, ...], trained: float = 0, passes: float = 0) -> Stage:
+        """Return a stage of this architecture; costs as `Stage` has them."""
+        flags = ("--arch", self.arch, *flags, *self.place)
+        return Stage(f"{self.group}/{name}", script, flags, self.arch, self.dataset, trained, passes)
+
+    def training(self, bit: int, seed: int) -> Stage:
+        """Return the training of one bit-width, which starts from the one before."""
+        bits, (train, test) = BITS[self.dataset], IMAGES[self.dataset]
+        rate, decay = RATES[self.dataset][bit], DECAYS[self.dataset][bit]
+        schedule = "step" if self.scale >= 1 else "cosine"
+        flags = ("--bit", str(bit), "--epochs", str(self.epochs), "--lr", rate, "--wd", decay, "--lr-schedule", schedule,
+                 "--seed", str(seed), *self.extra)
+        if bit != bits[0]:
+            flags += ("--init", str(self.path(bits[bits.index(bit) - 1], seed)))
+        if bit == FLOAT_BITS:
+            flags = tuple(flag for flag in flags if flag != "--compile")  # there is nothing to compile
+        script = "main" if self.dataset == "cifar10" else "dali_main"
+        factor = 1 if bit == FLOAT_BITS else QUANTIZED
+        return self.stage(f"{bit}bit-seed{seed}", script, flags, self.epochs * train * factor, self.epochs * test)
+
+    def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
+        """Return the stages that make the network with `bit` bits, in order; none where it is read from a file."""
+        if self.files is not None:
+            return ()
+        bits = BITS[self.dataset]
+        return tuple(self.training(earlier, seed) for earlier in bits[:bits.index(bit) + 1])
+
+    def path(self, bit: int, seed: int) -> Path:
+        """Return the file of the network with `bit` bits."""
+        if self.files is not None:
+            return self.files / f"{self.arch}_{bit}bit.pth.tar"
+        return self.study / self.group / f"{bit}bit-seed{seed}" / f"{self.arch}_{bit}bit" / BEST
+
+
+@dataclass(frozen=True)
+class Source:
+    """A quantized network that is converted; makes the stages of its spiking network with one kind of neuron and one seed."""
+
+    networks: Networks
+    bit: int
+    neuron: str
+    seed: int = 0
+    network: Path | None = None  # None: that of `networks`
+
+    @property
+    def spiking_pass(self) -> float:
+        """Return what a spiking pass costs, in float ones."""
+        return time_steps(self.bit) / 2
+
+    def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...]) -> Stage:
+        """Return a stage whose directory is named for bits, neuron, kind and seed."""
+        network = self.network or self.networks.path(self.bit, self.seed)
+        common = ("--bit", str(self.bit), "--init", str(network), *NEURONS[self.neuron], "--seed", str(self.seed))
+        return self.networks.stage(f"{self.bit}bit-{self.neuron}-{kind}-seed{self.seed}", script, (*common, *flags), passes=passes)
+
+    def evaluated(self, kind: str, *flags: str) -> Stage:
+        """Return a run of snn.py on the test set."""
+        test = IMAGES[self.networks.dataset][1]
+        return self.stage("snn", kind, test * (1 + self.spiking_pass), ("-e", *flags))
+
+    def layerwise(self, kind: str, *flags: str) -> Stage:
+        """Return a run of layer-wise fine-tuning."""
+        test = IMAGES[self.networks.dataset][1]
+        passes = CALIB * (6 + 3 * self.spiking_pass) + test * (1 + 2 * self.spiking_pass)
+        return self.stage("snn_ft", kind, passes, ("--calib", str(CALIB), *flags))
+
+    def whole(self, kind: str, *flags: str) -> Stage:
+        """Return a run of global fine-tuning."""
+        count = 40_000 if self.bit == 2 else 20_000  # the fewer steps, the more there is to gain
+        test = IMAGES[self.networks.dataset][1]
+        passes = count * (4 + self.spiking_pass) + test * (1 + 2 * self.spiking_pass)
+        return self.stage("snn_ft", kind, passes, ("--method", "global", "--teacher", "--calib", str(count), *flags))

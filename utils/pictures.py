@@ -1,0 +1,90 @@
+"""Pictures of a table's figures."""
+
+from pathlib import Path
+from typing import Any
+
+from quant import FLOAT_BITS, time_steps
+
+from .figures import Figure
+
+
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, drawing to files; imported when it is needed, as it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(table: str, figures: list[Figure], path: Path) -> None:
+    """Draw a table's picture."""
+    {"latency": draw_latency}.get(table, draw_table)(figures, path)
+
+
+def draw_latency(figures: list[Figure], path: Path) -> None:
+    """Draw accuracy over latency, a panel a bit-width: early readouts and delays are one curve a kind of neuron."""
+    plt = pyplot()
+    widths = sorted({figure.bit for figure in figures}, reverse=True)
+    canvas, panels = plt.subplots(1, len(widths), layout="constrained", squeeze=False, figsize=(4.6 * len(widths), 3.4))
+    for axes, bit in zip(panels[0], widths, strict=True):
+        chosen = [figure for figure in figures if figure.bit == bit]
+        for neuron, style in (("signed", "o-"), ("unsigned", "s:")):
+            points = sorted((figure.latency, figure.mean) for figure in chosen if figure.neuron == neuron)
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{neuron} neurons")
+        axes.axhline(chosen[0].anns[0], color="k", linestyle="--", label="quantized ANN")
+        axes.axvline(time_steps(bit), color="0.7", linewidth=1)
+        axes.set(xscale="log", xlabel="latency (steps)", ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
+                 title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
+        ticks = sorted({figure.latency for figure in chosen})
+        axes.set_xticks(ticks[::max(1, len(ticks) // 8)], [str(tick) for tick in ticks[::max(1, len(ticks) // 8)]])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+def draw_table(figures: list[Figure], path: Path) -> None:
+    """Draw accuracies, a line of panels a network, a panel a bit-width; quantized ANN and float network are lines.
+
+    Bars are the standard deviation over seeds.
+    """
+    plt = pyplot()
+    spiking = [figure for figure in figures if figure.anns]
+    if not spiking:
+        return
+    archs = list(dict.fromkeys(figure.arch for figure in spiking))
+    widths = sorted({figure.bit for figure in spiking}, reverse=True)
+    labels = list(dict.fromkeys(figure.method for figure in spiking))
+    canvas, panels = plt.subplots(len(archs), len(widths), layout="constrained", sharey=True, squeeze=False,
+                                  figsize=(4.2 * len(widths) + 1, (0.3 * len(labels) + 1.4) * len(archs)))
+    for row, arch in zip(panels, archs, strict=True):
+        trained = [figure for figure in figures if figure.arch == arch and figure.bit == FLOAT_BITS]
+        for axes, bit in zip(row, widths, strict=True):
+            chosen = [figure for figure in spiking if (figure.arch, figure.bit) == (arch, bit)]
+            for figure in trained:
+                axes.axvline(figure.mean, color="0.6", linestyle=":", label="float network")
+            _panel(axes, chosen, labels)
+            axes.set(title=f"{arch}, {bit} bits, T = {time_steps(bit)}")
+    for axes in panels[-1]:
+        axes.set(xlabel=f"accuracy on the {figures[0].dataset} test set (%)")
+    for axes in panels[:, 0]:
+        axes.set(yticks=range(len(labels)), yticklabels=labels, ylabel="what is done to the network")
+    panels[0][0].invert_yaxis()
+    panels[0][0].legend(fontsize=8)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+def _panel(axes: Any, figures: list[Figure], labels: list[str]) -> None:
+    for neuron, style in (("signed", "o"), ("unsigned", "s")):
+        chosen = [figure for figure in figures if figure.neuron == neuron]
+        if chosen:
+            axes.errorbar([figure.mean for figure in chosen], [labels.index(figure.method) for figure in chosen],
+                          xerr=[figure.spread or 0 for figure in chosen], fmt=style, capsize=3, label=f"{neuron} neurons")
+    if figures:
+        axes.axvline(figures[0].anns[0], color="k", linestyle="--", label="quantized ANN")
+    axes.grid(axis="y", alpha=0.3)

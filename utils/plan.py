@@ -1,0 +1,89 @@
+"""What a table's runs would take: from one training step and one forward pass of each network."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import models
+
+from . import stages
+from .engine import sgd
+from .stages import Stage
+from .tables import Row
+
+PROBE = {"cifar": (64, 32), "imagenet": (2, 224)}  # images, and their height and width in pixels
+REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that the float network takes for an image: of a training step, of a forward pass."""
+
+    step: float
+    forward: float
+
+
+def probe(arch: str, dataset: str) -> Speed:
+    """Return an architecture's speed on this machine, from the fastest of some training steps and forward passes."""
+    count, size = PROBE[models.family(dataset)]
+    network = models.build(arch, dataset).to(memory_format=torch.channels_last)
+    images = torch.randn(count, 3, size, size).contiguous(memory_format=torch.channels_last)
+    optimizer = sgd(network, 0.01, 0.9, 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(network(images), torch.zeros(count, dtype=torch.long)).backward()
+        optimizer.step()
+
+    @torch.inference_mode()
+    def forward() -> None:
+        network.eval()(images)
+
+    return Speed(fastest(step) / count, fastest(forward) / count)
+
+
+def fastest(call: Callable[[], None]) -> float:
+    """Return the shortest time of a call in seconds, of two calls or as many as there is time for."""
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < REPEATED:
+        began = time.monotonic()
+        call()
+        times.append(time.monotonic() - began)
+    return min(times)
+
+
+class Plan:
+    """The stages that are missing of some rows, and how long they would take.
+
+    Attributes:
+        missing: each stage once, what it starts from first.
+    """
+
+    def __init__(self, rows: list[Row], study: Path):
+        self.study = study
+        every = dict.fromkeys(stage for row in rows for chain in row.chains for stage in chain)
+        # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
+        self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
+        self.missing = list(self.left)
+        self.speeds = {key: probe(*key) for key in dict.fromkeys((stage.arch, stage.dataset) for stage in self.missing)}
+
+    def minutes(self, chosen: list[Stage]) -> float:
+        """Return the minutes that the missing ones among these stages would take."""
+        return sum(self.left[stage] * self._seconds(stage) for stage in chosen if stage in self.left) / 60
+
+    def of_row(self, row: Row) -> list[Stage]:
+        """Return the stages that a row misses."""
+        return [stage for stage in dict.fromkeys(stage for chain in row.chains for stage in chain) if stage in self.left]
+
+    def _seconds(self, stage: Stage) -> float:
+        speed = self.speeds[stage.arch, stage.dataset]
+        return stage.trained * speed.step + stage.passes * speed.forward
+
+
+def duration(minutes: float) -> str:
+    """Return a time as text."""
+    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

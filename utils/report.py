@@ -1,0 +1,166 @@
+"""The page of a run: measurements, pictures and tables of one network and the spiking networks that were made of it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Network
+from quant import time_steps
+from snn_layers import to_spiking
+from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
+
+from . import measure, page, run_pictures
+from .checkpoint import read_checkpoint, revision
+from .data import Data
+from .measure import Measured
+from .subject import Subject, data_arguments
+
+BATCH = 50
+MOST_DELAYS = 8  # delays of a sweep
+
+
+def build(subject: Subject, data: Path, images: int) -> str:
+    """Return the page; a float network has learning curves and provenance only.
+
+    Args:
+        data: where the data set is.
+        images: test images that everything is measured on.
+    """
+    parts = [page.paragraph(note) for note in subject.notes]
+    if subject.quantized:
+        source = Data(data_arguments(subject, data, BATCH), torch.device("cpu"))
+        source.check(subject.network, subject.path)
+        batches = source.batches(train=False, limit=images)
+        parts += spiking_sections(subject, [(x, y) for x, y in batches])
+    parts.append(learning_section(subject))
+    parts.append(provenance(subject, images))
+    return page.page(subject.title, parts)
+
+
+def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
+    """Return all that is measured of the spiking networks."""
+    ann = subject.network.eval()
+    snns = {neuron: to_spiking(ann, neuron) for neuron in ("unsigned", "signed")}
+    snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
+    networks = [measure.measure(name, ann, snn, batches) for name, snn in snns.items()]
+    top1, count = measure.accuracy(ann, batches), sum(len(labels) for _, labels in batches)
+    delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
+    swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
+    return [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
+            neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks)]
+
+
+def spread(low: int, high: int, count: int) -> list[int]:
+    """Return up to `count` integers from low to high."""
+    return sorted({round(low + (high - low) * part / (count - 1)) for part in range(count)})
+
+
+def accuracy_section(networks: list[Measured], ann: float, count: int) -> str:
+    """Return accuracy over the steps that are read."""
+    rows = [[network.name, f"{network.readout[-1]:.2f}", f"{network.readout[-1] - ann:+.2f}", network.latency]
+            for network in networks]
+    text = (f"On {count} test images, each of which is {100 / count:.2g} % of them. The quantized ANN has {ann:.2f} %. An early "
+            "readout takes the first T' of T steps of the output; the network is the same.")
+    drawn = page.picture("Accuracy over the steps that are read", run_pictures.readout(networks, ann),
+                         "T' steps, no delay unless named.")
+    return page.section("Accuracy", page.paragraph(text),
+                        page.table(["neurons", "accuracy, %", "to the ANN", "latency, steps"], rows), page.pictures([drawn]))
+
+
+def latency_section(swept: dict[str, list], ann: float) -> str:
+    """Return the sweep over delay and steps: where the sequential error goes."""
+    steps = len(swept["signed"][0][2])
+    shown = spread(1, steps, 7)
+    head = ["neurons", "delay", "latency at T, steps", *(f"T' = {step}" for step in shown), "lost to order"]
+    rows = [[neuron, delay, last, *(f"{accuracies[step - 1]:.1f}" for step in shown), f"{ann - accuracies[-1]:.2f}"]
+            for neuron, found in swept.items() for delay, last, accuracies in found]
+    text = ("A neuron with delay d sees d steps more of its input before it fires; a readout of T' < T steps ends T - T' steps "
+            "earlier. The quantized ANN is what a network has without sequential error, that of spikes which come early or late; "
+            "what is left of that error at T' = T stands in the last column, in points.")
+    drawn = page.picture("Accuracy over delay", run_pictures.delays(swept, ann, spread(1, steps, 4)),
+                         "A line for each number T' of steps that are read.")
+    return page.section("Accuracy against latency", page.paragraph(text), page.pictures([drawn]), page.table(head, rows))
+
+
+def layer_section(networks: list[Measured]) -> str:
+    """Return error and firing rate layer by layer."""
+    error = run_pictures.per_layer(networks, lambda layer: layer.error / layer.threshold, "mean |SNN - ANN| (θ of the layer)")
+    rate = run_pictures.per_layer(networks, lambda layer: layer.firing_rate, "spikes a neuron and step")
+    return page.section("Layer by layer", page.pictures([
+        page.picture("Error of each layer", error, "Mean distance of θ times the spike rate to the quantized ANN's activation."),
+        page.picture("Firing rate of each layer", rate, "Spikes of either sign: one that is taken back counts as two.")]))
+
+
+def neuron_section(snn: Network, image: Tensor) -> str:
+    """Return membranes and spikes of some neurons on the first test image."""
+    names = [name for name, _ in snn.units()]
+    found = measure.traces(snn, image, [names[index] for index in spread(0, len(names) - 1, 3)])
+    return page.section("Neurons on the first test image", page.pictures([
+        page.picture("Membranes of three signed neurons of a unit", run_pictures.membranes(found),
+                     "After each step, from half a threshold; ▲ a spike, ▼ one taken back."),
+        page.picture("Spikes of signed neurons", run_pictures.raster(found),
+                     "Those whose output changes most; the first three are the ones whose membranes are shown.")]))
+
+
+ENERGY = """Energy of the arithmetic for one image at 45 nm (Horowitz, ISSCC 2014): a multiply-accumulate (MAC) takes 4.6 pJ in FP32
+and 0.23 pJ in INT8, an addition 0.9 and 0.03 pJ. Each spike of either sign, on the measured images, drives as many additions as
+there are outputs that it reaches; the first layer sees the image and counts as MACs, once. Memory, neurons and batch normalisation
+are counted of neither kind. The fair baseline of an SNN is the quantized ANN of the same bits in the same column."""
+
+
+def energy_section(networks: list[Measured]) -> str:
+    """Return operations and energy for an image."""
+    rows = networks[0].operations
+    sums, presets = total(rows), (FP32, INT8)
+
+    def line(name: str, macs: float, adds: float, energies: list[float], steps: object) -> list[object]:
+        return [name, f"{macs / 1e6:.2f}", f"{adds / 1e6:.2f}", *(f"{energy:.2f}" for energy in energies), steps]
+
+    def ann(name: str, skip: bool = False) -> list[object]:
+        energies = [ann_energy(rows, preset, skip) for preset in presets]
+        return line(name, sums.nonzero if skip else sums.macs, sums.adds, energies, "")
+
+    lines = [[*ann("float ANN")[:4], "", ""], ann("quantized ANN"), ann("quantized ANN, zero activations skipped", skip=True)]
+    lines += [line(f"SNN, {network.name}", network.operations[0].macs, total(network.operations).acs,
+                   [snn_energy(network.operations, preset) for preset in presets], network.latency) for network in networks]
+    layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
+              for index, row in enumerate(rows)]
+    drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
+    return page.section(
+        "Operations and energy", page.paragraph(ENERGY),
+        page.table(["network", "MACs, millions", "additions, millions", "FP32, µJ", "INT8, µJ", "latency, steps"], lines),
+        page.pictures([drawn]),
+        "<details><summary>Operations layer by layer, millions for an image</summary>",
+        page.table(["layer", "ANN, MACs", *(f"{network.name}, additions" for network in networks)], layers), "</details>")
+
+
+def learning_section(subject: Subject) -> str:
+    """Return the learning curves of the network and of each tuning."""
+    logs = [("", subject.contents.get("history", []))] + [(f"{tuned.name}: ", tuned.history) for tuned in subject.tuned]
+    figures = [page.picture(prefix + title, drawn, f"{len(history)} lines of the log.")
+               for prefix, history in logs if len(history) > 1 for title, drawn in run_pictures.learning(history)]
+    if not figures:
+        return page.section("Learning", page.paragraph("The logs hold no more than one line each."))
+    return page.section("Learning", page.pictures(figures))
+
+
+def provenance(subject: Subject, images: int) -> str:
+    """Return files, arguments and revisions."""
+    parts = [page.table([], facts(subject.path, subject.contents), "facts")]
+    for tuned in subject.tuned:
+        if tuned.path != subject.path:
+            parts += [page.paragraph(tuned.name), page.table([], facts(tuned.path, read_checkpoint(tuned.path)), "facts")]
+    measured = f", measured on {images} test images" if subject.quantized else ""
+    parts.append(page.paragraph(f"Page made at revision {revision()} with PyTorch {torch.__version__}{measured}."))
+    return page.section("Provenance", *parts)
+
+
+def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
+    """Return what a checkpoint says of itself, and its checksum."""
+    args = contents.get("args", {})
+    given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, False, []))
+    return [["file", path], ["SHA-256", hashlib.sha256(path.read_bytes()).hexdigest()],
+            ["revision", contents.get("revision", "unknown")], ["arguments", given]]

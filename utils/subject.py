@@ -1,0 +1,120 @@
+"""What a report is about: a run, a stage of reproduce.py, or a checkpoint, with the fine-tuned networks that belong to it."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models import Network
+from quant import FLOAT_BITS
+from snn_layers import HALF, to_spiking
+
+from .checkpoint import BEST, LAST, read_checkpoint, restore_network
+from .errors import UserError
+
+SUFFIX = ".pth.tar"
+
+
+@dataclass
+class Tuned:
+    """A fine-tuned network: its name, spiking network, log, file."""
+
+    name: str
+    snn: Network
+    history: list[dict[str, Any]]
+    path: Path
+
+
+@dataclass
+class Subject:
+    """A trained network and what was made of it.
+
+    Attributes:
+        title: what the page is called.
+        page: where it goes by default.
+        path, contents: the checkpoint.
+        notes: what a reader must know.
+    """
+
+    title: str
+    page: Path
+    path: Path
+    contents: dict[str, Any]
+    network: Network
+    tuned: list[Tuned] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def quantized(self) -> bool:
+        """Return whether it can spike."""
+        return self.network.bit != FLOAT_BITS
+
+
+def checkpoint_of(run: Path) -> Path:
+    """Return the checkpoint of a run directory, of a stage's directory, or the file itself.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if run.is_file():
+        return run
+    found = [run / BEST] if (run / BEST).is_file() else sorted(run.glob(f"*/{BEST}"))
+    if len(found) != 1:
+        last = ", only an unfinished run's checkpoint" if list(run.glob(f"**/{LAST}")) and not found else ""
+        names = ", ".join(map(str, found)) or f"no {BEST}{last}"
+        raise UserError(f"{run} holds {names}: name the directory of one run, or its {BEST}")
+    return found[0]
+
+
+def read_subject(run: Path) -> Subject:
+    """Return what a report of `run` is about; of a fine-tuned run the network that it came from, with this tuning."""
+    path = checkpoint_of(run)
+    contents = read_checkpoint(path)
+    page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
+    title = f"{contents.get('arch', '')}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
+    if "finetune" not in contents:
+        subject = Subject(title, page, path, contents, restore_network(contents, path))
+        subject.tuned = [read_tuned(file) for file in tuned_files(path, subject.network)] if subject.quantized else []
+        return subject
+    tuned = read_tuned(path)
+    start = Path(contents["args"]["init"] or "")
+    if start.is_file():
+        original = read_checkpoint(start)
+        return Subject(title, page, start, original, restore_network(original, start, tuned.snn.arch, tuned.snn.bit), [tuned])
+    note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
+    return Subject(title, page, path, contents, restore_network(contents, path), [tuned], [note])
+
+
+def read_tuned(path: Path) -> Tuned:
+    """Return a fine-tuned network with the neurons that it was tuned for."""
+    contents = read_checkpoint(path)
+    summary = contents["finetune"]
+    neuron = summary["neuron"]
+    snn = to_spiking(restore_network(contents, path), neuron, summary["delay"], summary.get("steps"), summary.get("start", HALF))
+    args = contents.get("args", {})
+    how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
+    calibrated = "calibrated, " if args.get("calibrate") else ""
+    delay = f", delay {snn.delay}" if snn.delay else ""
+    return Tuned(f"{neuron}, {calibrated}{how}{delay}", snn, contents.get("history", []), path)
+
+
+def tuned_files(path: Path, network: Network) -> list[Path]:
+    """Return the fine-tuned networks beside a quantized one: of this directory, of the stages of its group, or `_ft` files."""
+    name = f"{network.arch}_{network.bit}bit"
+    if path.name != BEST:
+        return sorted(path.parent.glob(f"{path.name.removesuffix(SUFFIX)}_ft*{SUFFIX}"))
+    near = sorted(path.parent.parent.glob(f"{name}_ft*/{BEST}"))
+    stages = sorted(path.parent.parent.parent.glob(f"{network.bit}bit-*/{name}_ft*/{BEST}"))
+    chosen = []
+    for file in dict.fromkeys((*near, *stages)):
+        start = read_checkpoint(file).get("args", {}).get("init")
+        if start is None or Path(start).resolve() == path.resolve():
+            chosen.append(file)
+    return chosen
+
+
+def data_arguments(subject: Subject, data: Path, batch_size: int) -> argparse.Namespace:
+    """Return the arguments with which `Data` reads the data set of the network."""
+    dataset = subject.network.dataset
+    return argparse.Namespace(dataset=dataset, data=data, directories=[data] if dataset == "imagenet" else [], seed=0,
+                              batch_size=batch_size, channels_last=True, local_rank=None, loader=None, workers=2, dali_cpu=True)
