@@ -16,7 +16,7 @@ from snn_layers.states import advance, run, spikes_as_bytes, unpacked
 @pytest.fixture
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(4)
-    return [(torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(2)]
+    return [(torch.randn(8, 3, 16, 16, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(2)]
 
 
 def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
