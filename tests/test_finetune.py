@@ -156,7 +156,7 @@ def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
     images = batches[0][0][:1]
     snn = to_spiking(quantized)
     # Spikes of T = 3 steps and a residual in front of a block's second unit, the ANN's activations behind it.
-    assert state_bytes(snn, quantized, images) == (3 * 2 + 1) * 16 * 32 * 32
+    assert state_bytes(snn, quantized, images) == (3 * 2 + 1) * 16 * 16 * 16
 
 
 def test_the_loss_is_that_of_the_spikes_and_the_gradient_that_of_the_unit(quantized, batches):

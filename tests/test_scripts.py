@@ -95,7 +95,7 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
     splits = []
     load = data.load_images
     monkeypatch.setattr(data, "load_images", lambda *args: splits.append(args[-1]) or load(*args))
-    assert snn.main([*flags(result)])["snn"].count == 1437
+    assert snn.main([*flags(result), "-t"])["snn"].count == 320
     assert splits == [True]
 
 
@@ -143,7 +143,7 @@ def test_published_command_lines_run_as_they_stand(tmp_path, capsys):
     for line in PUBLISHED.strip().splitlines():
         name, *arguments = line.replace("result/", f"{tmp_path}/").replace("bit/", "bit_test/").split()
         script = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[name]
-        script.main([*arguments, "-t", "-b", "4", "--dataset", "digits", "--result", str(tmp_path)])
+        script.main([*arguments, "-t", "-b", "2", "--dataset", "digits", "--result", str(tmp_path)])
         if not torch.cuda.is_available():
             assert capsys.readouterr().err.count("no GPU here: -id 2 is ignored, the CPU is used") == 1
 
@@ -179,7 +179,8 @@ def test_cifar100_from_the_official_files(tmp_path):
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
 def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
-    run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "640", *init, *teacher]
+    run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "64",
+           *init, *teacher]
     tuned = snn_ft.main(run)
     assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_unsigned"
     lines = [json.loads(line) for line in (tuned["directory"] / "log.jsonl").read_text().splitlines()]
@@ -202,8 +203,8 @@ def test_calibration_brings_the_spiking_network_closer(result):
     assert sum(row.error for row in calibrated["layers"]) < sum(row.error for row in plain["layers"])
 
 
-def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
-    run = [*SMALL, "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
+def test_overwrite_removes_the_run_and_nothing_else(tiny, tmp_path):
+    run = ["--arch", "resnet20", "--data", str(tiny), "-b", "16", "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
     (tmp_path / "real").mkdir()
     (tmp_path / "resnet20_32bit").symlink_to(tmp_path / "real")
     main.main(run)
