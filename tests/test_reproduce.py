@@ -150,6 +150,9 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
+    bare = figures.markdown([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
+    assert bare[2:] == ["| neuron |  | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
+                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "Published: none of these figures."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
     path.write_text('[{"bit": 2}]')

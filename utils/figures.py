@@ -17,7 +17,8 @@ from .rundir import write_text
 from .stages import TRAININGS
 from .tables import Row
 
-HEAD = "| neuron | | accuracy, % | to the ANN | published, % | epochs | latency, steps | minutes |"
+HEAD = ("neuron", "", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "minutes")
+NONE_PUBLISHED = "none published"
 
 
 @dataclass(frozen=True)
@@ -137,26 +138,29 @@ def minutes(figure: Figure) -> float:
 
 
 def markdown(figures: list[Figure]) -> str:
-    """Return one Markdown table for each network and bit-width."""
+    """Return one Markdown table for each network and bit-width, without the columns that say nothing in any of them."""
+    cells = [_cells(figure) for figure in figures]
+    kept = [column for column in range(len(HEAD)) if any(line[column] not in ("", NONE_PUBLISHED) for line in cells)]
     parts = []
-    for (arch, bit), group in groupby(figures, lambda figure: (figure.arch, figure.bit)):
+    for (arch, bit), group in groupby(zip(figures, cells, strict=True), lambda pair: (pair[0].arch, pair[0].bit)):
         rows = list(group)
-        ann = next((f"; quantized ANN {statistics.fmean(figure.anns):.2f}" for figure in rows if figure.anns), "")
+        ann = next((f"; quantized ANN {statistics.fmean(figure.anns):.2f}" for figure, _ in rows if figure.anns), "")
         title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
-        parts.append("\n".join([title, "", HEAD, "|---" * 8 + "|", *map(_line, rows)]))
+        lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
+        parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
     notes = sorted({f"{figure.published:.2f}: {figure.source}" for figure in figures if figure.published is not None})
-    return "\n\n".join(parts + (["Published: " + " · ".join(notes)] if notes else []))
+    return "\n\n".join([*parts, "Published: " + (" · ".join(notes) or "none of these figures.")])
 
 
-def _line(figure: Figure) -> str:
+def _cells(figure: Figure) -> tuple[str, ...]:
     accuracy = f"{figure.mean:.2f}" + ("" if figure.spread is None else f" ± {figure.spread:.2f}")
     if figure.last:
         accuracy += f" (last epoch {statistics.fmean(figure.last):.2f})"
     loss = "" if figure.to_ann is None else f"{figure.to_ann:+.2f}"
-    published = "none published" if figure.published is None else f"{figure.published:.2f}"
+    published = NONE_PUBLISHED if figure.published is None else f"{figure.published:.2f}"
     spent = f"{minutes(figure):.1f}" if any(figure.seconds) else ""
-    return (f"| {figure.neuron} | {figure.method} | {accuracy} | {loss} | {published} | {figure.epochs} | {figure.latency or ''} | "
-            f"{spent} |")
+    epochs = figure.epochs if figure.epochs[:1].isdigit() else ""
+    return figure.neuron, figure.method, accuracy, loss, published, epochs, str(figure.latency or ""), spent
 
 
 def insert(text: str, name: str, table: str) -> str:
