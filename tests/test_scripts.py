@@ -143,7 +143,7 @@ def test_published_command_lines_run_as_they_stand(tmp_path, capsys):
     for line in PUBLISHED.strip().splitlines():
         name, *arguments = line.replace("result/", f"{tmp_path}/").replace("bit/", "bit_test/").split()
         script = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft}[name]
-        script.main([*arguments, "-t", "-b", "2", "--dataset", "digits", "--result", str(tmp_path)])
+        script.main([*arguments, "-t", "-b", "4", "--dataset", "digits", "--result", str(tmp_path)])
         if not torch.cuda.is_available():
             assert capsys.readouterr().err.count("no GPU here: -id 2 is ignored, the CPU is used") == 1
 
