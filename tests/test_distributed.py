@@ -81,7 +81,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_does(root, two, tmp_pat
     for other in (first, accumulated):
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
         for name, tensor in one["state"].items():
-            torch.testing.assert_close(other["state"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+            torch.testing.assert_close(other["state"][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_tuning_processes_stay_bit_identical(two):
