@@ -56,21 +56,17 @@ def choose(rows: list[Row], texts: list[str]) -> list[Row]:
     return [row for row in rows if any(text in row.name for text in texts)]
 
 
-def key(row: Row) -> tuple:
-    """Return what `Figure.key` is for the row's figure."""
-    return row.networks.arch, row.bit, row.neuron, row.method
-
-
 def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
     """Print each row with what is known of it, and what is missing."""
     before = {figure.key: figure for figure in known}
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
-        old = before.get(key(row))
+        old = before.get(row.key)
         figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs} epochs)"
-        published = figures.PUBLISHED.get((row.networks.dataset, *key(row)))
-        print(f"{row.name:<44}{state:>24}   {figure:<28}{'none published' if published is None else f'{published.accuracy:.2f} %'}")
+        found = figures.PUBLISHED.get((row.networks.dataset, *row.key))
+        published = figures.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
+        print(f"{row.name:<44}{state:>24}   {figure:<28}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
 
@@ -87,7 +83,7 @@ def collect(rows: list[Row], study: Path) -> list[Figure]:
 def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
     """Write the table with what is measured of the chosen rows; figures of others stay. Return all figures."""
     path = args.result / f"table_{table}.json"
-    found = figures.merged(figures.read(path), collect(chosen, args.study), [key(row) for row in rows])
+    found = figures.merged(figures.read(path), collect(chosen, args.study), [row.key for row in rows])
     if found:
         args.result.mkdir(parents=True, exist_ok=True)
         figures.write(found, path)

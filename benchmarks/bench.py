@@ -26,6 +26,7 @@ from benchmarks.training import loader, memory, training
 from benchmarks.tuning import tuning, whole
 from utils import script
 from utils.checkpoint import revision
+from utils.pictures import pyplot
 
 RESULT = Path("result")
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -50,11 +51,7 @@ def line(row: Row) -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draw each ratio as a bar with its quartiles, and its target as a mark."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(10, 0.32 * len(rows) + 1.2), layout="constrained")
     ratios = [row.ratio for row in rows]
     spread = [[row.ratio - row.low for row in rows], [row.high - row.ratio for row in rows]]

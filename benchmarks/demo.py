@@ -19,6 +19,7 @@ import snn
 import snn_ft
 from quant import time_steps
 from utils import script
+from utils.pictures import pyplot
 
 RESULT = Path("result/demo")
 FLAGS = ["--arch", "resnet20", "--dataset", "digits", "--result", str(RESULT), "-b", "64"]
@@ -55,11 +56,7 @@ def table(float_top1: float, rows: dict[int, dict[str, float]]) -> str:
 
 def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
     """Draw accuracy over time steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     steps = [time_steps(bit) for bit in rows]
     for name, style in (("ann", "k--"), ("unsigned", "o-"), ("signed", "s-"), ("fine-tuned", "^-")):

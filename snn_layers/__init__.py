@@ -2,9 +2,9 @@
 
 from .analysis import LayerMonitor, LayerStatistics, layer_table
 from .calibrate import calibrate_rates_
-from .convert import NEURONS, latency, to_spiking
+from .convert import NEURONS, latency, own_parameters_, to_spiking
 from .deploy import Deployed, deploy
-from .finetune import FinetuneConfig, TunedUnit, UnitProgress, finetune, own_parameters_
+from .finetune import FinetuneConfig, TunedUnit, UnitProgress, finetune
 from .functional import HALF, integrate_and_fire
 from .neuron import IFNeuron
 from .rate import RateNetwork, rate_logits

@@ -6,8 +6,8 @@ from torch import Tensor
 from models import Network, State, Unit
 from quant import quantized_once, time_steps
 
+from .convert import own_parameters_
 from .deploy import deploy
-from .finetune import own_parameters_
 from .states import Packed, advance, spikes_as_bytes, unpacked
 
 CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory

@@ -58,6 +58,13 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
     return spiking.eval()
 
 
+def own_parameters_(network: Network) -> None:
+    """Give a network parameters of its own, in place, so that tuning it leaves the ANN that it shared them with as it was."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().clone()))
+
+
 def latency(network: Network) -> int:
     """Return the steps from the first input to the last output: T + d · (layers that wait)."""
     return network.time_steps + sum(module.delay for module in network.modules() if isinstance(module, IFNeuron))

@@ -12,6 +12,7 @@ from torch import Tensor
 from models import Network, State, Unit, mean_over_time
 from quant import fault, quantized_once, time_steps
 
+from .convert import own_parameters_
 from .deploy import deploy
 from .rate import unit_rate
 from .states import Packed, advance, run, spikes_as_bytes, unpacked
@@ -116,13 +117,6 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
             if on_unit is not None:
                 on_unit(unit_index, results[-1])
     return results
-
-
-def own_parameters_(network: Network) -> None:
-    """Give a network parameters of its own, in place, so that tuning it leaves the ANN that it shared them with as it was."""
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
 
 
 class _Tuner:

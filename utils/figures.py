@@ -87,7 +87,7 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
         anns = [ann_accuracy(first) for first, *_ in tuning]
         seconds = [sum(result["seconds"] for result in results) for results in tuning]
     networks = row.networks
-    found = PUBLISHED.get((networks.dataset, networks.arch, row.bit, row.neuron, row.method))
+    found = PUBLISHED.get((networks.dataset, *row.key))
     return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
                   results[0].get("latency"), seconds, row.epochs, found and found.accuracy, found and found.source,
                   [stage.name for stage in row.stages], sorted({records[-1]["revision"] for records in chains}))

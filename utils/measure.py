@@ -55,8 +55,7 @@ def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured
     with quantized_once(ann), LayerMonitor(ann, deployed) as monitor:
         for images, labels in batches:
             ann(images)
-            *_, (_, last) = walk(deployed, images)
-            right += (readouts(deployed, last.x).argmax(2) == labels).sum(1).cpu()
+            right += right_readouts(deployed, images, labels)
             seen += len(labels)
         statistics = monitor.statistics()
     with quantized_once(ann):
@@ -72,6 +71,12 @@ def readouts(deployed: torch.nn.Module, spikes: Tensor) -> Tensor:
     steps = torch.arange(1, deployed.time_steps + 1, device=spikes.device).view(-1, *[1] * (trains.dim() - 1))
     means = trains.cumsum(0) / steps
     return deployed.head(deployed.pool(means.flatten(0, 1))).unflatten(0, (deployed.time_steps, -1))
+
+
+def right_readouts(deployed: torch.nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of the images are classified right after the first T' = 1..T steps, [T], on the CPU."""
+    *_, (_, last) = walk(deployed, images)
+    return (readouts(deployed, last.x).argmax(2) == labels).sum(1).cpu()
 
 
 def mean_operations(rows: list[tuple[int, list[Operations]]]) -> list[Operations]:
@@ -96,8 +101,7 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
         snn = to_spiking(ann, neuron, delay)
         deployed, right, seen = deploy(snn, compile=False), 0, 0
         for images, labels in batches:
-            *_, (_, last) = walk(deployed, images)
-            right, seen = right + (readouts(deployed, last.x).argmax(2) == labels).sum(1), seen + len(labels)
+            right, seen = right + right_readouts(deployed, images, labels), seen + len(labels)
         found.append((delay, latency(snn), (100 * right / seen).tolist()))
     return found
 
@@ -127,14 +131,3 @@ def trace(name: str, unit: Unit, x: Tensor, residual: Tensor | None) -> Traces:
     active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # those that change the most show the most
     chosen = active.argsort(descending=True, stable=True)[:RASTER]
     return Traces(name, membrane[:, chosen[:TRACES]].float(), spikes[:, chosen].float())
-
-
-def accuracy(network: Network, batches: Batches) -> float:
-    """Return the accuracy of an ANN in percent."""
-    right = seen = 0
-    with torch.inference_mode(), quantized_once(network):
-        for images, labels in batches:
-            right, seen = right + (network(images).argmax(1) == labels).sum().item(), seen + len(labels)
-    return 100 * right / seen
-
-

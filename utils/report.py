@@ -15,6 +15,7 @@ from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 from . import measure, page, run_pictures
 from .checkpoint import read_checkpoint, revision
 from .data import Data
+from .engine import evaluate
 from .measure import Measured
 from .subject import Subject, data_arguments
 
@@ -46,7 +47,7 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     snns = {neuron: to_spiking(ann, neuron) for neuron in ("unsigned", "signed")}
     snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
     networks = [measure.measure(name, ann, snn, batches) for name, snn in snns.items()]
-    top1, count = measure.accuracy(ann, batches), sum(len(labels) for _, labels in batches)
+    top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
     swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
     return [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),

@@ -38,6 +38,11 @@ class Row:
         return f"{self.networks.arch}, {bits}, {self.neuron}, {self.method}"
 
     @property
+    def key(self) -> tuple[str, int, str, str]:
+        """Return what tells the rows of a table apart, as does the `key` of a figure."""
+        return self.networks.arch, self.bit, self.neuron, self.method
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Return those that measure the figure, one a seed."""
         return tuple(chain[-1] for chain in self.chains)
