@@ -63,10 +63,10 @@ def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
         old = before.get(row.key)
-        figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs} epochs)"
+        figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = figures.PUBLISHED.get((row.networks.dataset, *row.key))
         published = figures.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
-        print(f"{row.name:<44}{state:>24}   {figure:<28}{published}")
+        print(f"{row.name:<44}{state:>24}   {figure:<32}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
 
