@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from models import Unit
 from quant import APoTWeight, compiled
 
-from .fused import fire, membrane_grid, neuron_constants, split
+from .functional import RETRACTION
+from .fused import fire, neuron_constants
 from .integer import FloatConv, IntegerConv
 from .neuron import IFNeuron
 
@@ -81,12 +82,9 @@ class EncodingUnit(nn.Module):
         self.register_buffer("weight", weight * (gain * step)[:, None, None, None])
         self.register_buffer("bias", bias)
         self.stride, self.padding = unit.conv.stride, unit.conv.padding
-        neuron, one = unit.activation, torch.ones_like(bias)
-        theta = neuron.threshold.item()
-        constants = neuron_constants(one, theta * one, 0 * one, 0 * one, 2 * theta, neuron.time_steps)
-        constants[2, 1] = 1  # the second input is the low part of the current
-        self.grid = membrane_grid((neuron.time_steps + 1) * 4 * theta)
-        self.neuron = FusedNeuron(neuron, constants, convolution, fused)
+        constants = bias.new_zeros(4, 2, len(bias))  # as of `neuron_constants`, but one float64 holds the whole of a value
+        constants[0, 0], constants[3, 0] = unit.activation.threshold.detach(), RETRACTION
+        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to spikes [T·B, C, H', W'].
@@ -99,10 +97,7 @@ class EncodingUnit(nn.Module):
                              "[B, 3, H, W] are needed")
         if not torch.isfinite(images).all():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
-        current = F.conv2d(images.double(), self.weight, self.bias, self.stride, self.padding)
-        # A current of -θ or less never fires, one of θ or more always: the limits change no spike.
-        theta = self.neuron.threshold
-        return self.neuron(*split(current.clamp_(-theta, 2 * theta), self.grid))
+        return self.neuron(F.conv2d(images.double(), self.weight, self.bias, self.stride, self.padding), None)
 
 
 class SpikingUnit(nn.Module):

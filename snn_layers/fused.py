@@ -45,9 +45,9 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
     """Return the spike train of `integrate_and_fire` for the current that the accumulators stand for.
 
     Args:
-        accumulator: [T, N, C] float32, or [1, N, C] for a current that is constant over time.
+        accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
         second: a residual, [T, N, C] (or [1, N, C]) of any number type, or None.
-        constants: [4, 2, C], see `neuron_constants`.
+        constants: [4, 2, C] of the accumulator's dtype, see `neuron_constants`.
         zero: added to each spike, so that unsigned bytes can hold -1.
         dtype: of the result.
         start: membrane before the first step in θ, 1/2 or 0: both lie on half of the grid.
