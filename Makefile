@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# A process a core, each with one thread: the tests' networks are too small for more. Files stay whole, they share networks.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 .PHONY: setup imagenet demo test test-all lint bench
 
@@ -19,10 +21,10 @@ demo: setup
 	$(RUN) benchmarks/demo.py
 
 test: setup
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(RUN) -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: setup
 	$(RUN) -m ruff check .
