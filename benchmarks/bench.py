@@ -80,8 +80,8 @@ def bench(argv: list[str] | None = None) -> list[Row]:
             rows.append(row)
             print(line(row), flush=True)
     RESULT.mkdir(exist_ok=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-               "revision": revision()}
+    cpu = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    machine = {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "revision": revision()}
     (RESULT / "bench.json").write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     draw(rows, RESULT / "bench.png")
     print(f"{time.monotonic() - began:.0f} s; {RESULT / 'bench.json'}, {RESULT / 'bench.png'}")
