@@ -1,4 +1,4 @@
-# make demo: a quantized network becomes a spiking one, in 3 minutes. make test: the tests, in 10.
+# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 10.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python

@@ -46,7 +46,7 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
 
     Args:
         accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
-        second: a residual, [T, N, C] (or [1, N, C]) of any number type, or None.
+        second: a residual, [T, N, C] of any number type, or None.
         constants: [4, 2, C] of the accumulator's dtype, see `neuron_constants`.
         zero: added to each spike, so that unsigned bytes can hold -1.
         dtype: of the result.
