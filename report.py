@@ -4,8 +4,8 @@
     python report.py result/study/resnet20-45epochs/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
 
-A run is a directory with model_best.pth.tar, a stage of reproduce.py, or a checkpoint. The fine-tuned networks beside it are
-taken in. The page goes to {run}/report.html, holds its pictures and opens offline.
+A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The fine-tuned networks
+beside it are taken in. The page goes to {run}/report.html, holds its pictures and opens offline.
 """
 
 import argparse
@@ -21,7 +21,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, a stage of reproduce.py, or a checkpoint")
+    add("runs", nargs="+", type=Path, metavar="RUN",
+        help="a run directory, a stage of reproduce.py that trains or tunes, or a checkpoint")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
     add("--images", type=cli.count(1, "number of images"), default=1000, help="test images that are measured (default: 1000)")
     add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")

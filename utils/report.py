@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Network
 from quant import time_steps
@@ -36,6 +36,7 @@ def build(subject: Subject, data: Path, images: int) -> str:
         source.check(subject.network, subject.path)
         batches = source.batches(train=False, limit=images)
         parts += spiking_sections(subject, [(x, y) for x, y in batches])
+        images = batches.count
     parts.append(learning_section(subject))
     parts.append(provenance(subject, images))
     return page.page(subject.title, parts)
@@ -51,7 +52,7 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
     swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
     return [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-            neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks)]
+            neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann)]
 
 
 def spread(low: int, high: int, count: int) -> list[int]:
@@ -112,9 +113,11 @@ there are outputs that it reaches; the first layer sees the image and counts as 
 are counted of neither kind. The fair baseline of an SNN is the quantized ANN of the same bits in the same column."""
 
 
-def energy_section(networks: list[Measured]) -> str:
+def energy_section(networks: list[Measured], ann: Network) -> str:
     """Return operations and energy for an image."""
     rows = networks[0].operations
+    plain = sum(type(unit.conv) in (nn.Conv2d, nn.Linear) for _, unit in ann.units())
+    note = f" The weights of {plain} layers are float32 here: INT8 is what they would take quantized." if plain else ""
     sums, presets = total(rows), (FP32, INT8)
 
     def line(name: str, macs: float, adds: float, energies: list[float], steps: object) -> list[object]:
@@ -131,7 +134,7 @@ def energy_section(networks: list[Measured]) -> str:
               for index, row in enumerate(rows)]
     drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
     return page.section(
-        "Operations and energy", page.paragraph(ENERGY),
+        "Operations and energy", page.paragraph(ENERGY + note),
         page.table(["network", "MACs, millions", "additions, millions", "FP32, µJ", "INT8, µJ", "latency, steps"], lines),
         page.pictures([drawn]),
         "<details><summary>Operations layer by layer, millions for an image</summary>",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import Network
-from quant import FLOAT_BITS
+from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
 from .checkpoint import BEST, LAST, read_checkpoint, restore_network
@@ -62,7 +62,7 @@ def checkpoint_of(run: Path) -> Path:
     if len(found) != 1:
         last = ", only an unfinished run's checkpoint" if list(run.glob(f"**/{LAST}")) and not found else ""
         names = ", ".join(map(str, found)) or f"no {BEST}{last}"
-        raise UserError(f"{run} holds {names}: name the directory of one run, or its {BEST}")
+        raise UserError(f"{run} holds {names}: name the directory of one run that trains or tunes, or its {BEST}")
     return found[0]
 
 
@@ -94,8 +94,10 @@ def read_tuned(path: Path) -> Tuned:
     args = contents.get("args", {})
     how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
     calibrated = "calibrated, " if args.get("calibrate") else ""
-    delay = f", delay {snn.delay}" if snn.delay else ""
-    return Tuned(f"{neuron}, {calibrated}{how}{delay}", snn, contents.get("history", []), path)
+    others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
+              (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
+    name = f"{neuron}, {calibrated}{how}" + "".join(text for value, usual, text in others if value != usual)
+    return Tuned(name, snn, contents.get("history", []), path)
 
 
 def tuned_files(path: Path, network: Network) -> list[Path]:
@@ -107,6 +109,8 @@ def tuned_files(path: Path, network: Network) -> list[Path]:
     stages = sorted(path.parent.parent.parent.glob(f"{network.bit}bit-*/{name}_ft*/{BEST}"))
     chosen = []
     for file in dict.fromkeys((*near, *stages)):
+        if file.parent.name.endswith("_test"):
+            continue
         start = read_checkpoint(file).get("args", {}).get("init")
         if start is None or Path(start).resolve() == path.resolve():
             chosen.append(file)
