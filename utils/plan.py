@@ -11,11 +11,12 @@ import torch.nn.functional as F
 import models
 
 from . import stages
-from .engine import sgd
+from .engine import autocast, sgd
+from .script import choose_device
 from .stages import Stage
 from .tables import Row
 
-PROBE = {"cifar": (64, 32), "imagenet": (2, 224)}  # images, and their height and width in pixels
+PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 256)}  # images, their height and width in pixels; images of a batch
 REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
 
 
@@ -27,31 +28,34 @@ class Speed:
     forward: float
 
 
-def probe(arch: str, dataset: str) -> Speed:
-    """Return an architecture's speed on this machine, from the fastest of some training steps and forward passes."""
-    count, size = PROBE[models.family(dataset)]
-    network = models.build(arch, dataset).to(memory_format=torch.channels_last)
-    images = torch.randn(count, 3, size, size).contiguous(memory_format=torch.channels_last)
+def probe(arch: str, dataset: str, amp: bool = False) -> Speed:
+    """Return an architecture's speed on the device that the scripts would take, from the fastest of some passes and updates."""
+    count, size, batch = PROBE[models.family(dataset)]
+    device = choose_device(None)
+    network = models.build(arch, dataset).to(device, memory_format=torch.channels_last)
+    images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     optimizer = sgd(network, 0.01, 0.9, 1e-4)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network(images), torch.zeros(count, dtype=torch.long)).backward()
-        optimizer.step()
+    def gradients() -> None:
+        with autocast(device, amp):
+            loss = F.cross_entropy(network(images), torch.zeros(count, dtype=torch.long, device=device))
+        loss.backward()
 
     @torch.inference_mode()
     def forward() -> None:
         network.eval()(images)
 
-    return Speed(fastest(step) / count, fastest(forward) / count)
+    return Speed(fastest(gradients, device) / count + fastest(optimizer.step, device) / batch, fastest(forward, device) / count)
 
 
-def fastest(call: Callable[[], None]) -> float:
+def fastest(call: Callable[[], None], device: torch.device) -> float:
     """Return the shortest time of a call in seconds, of two calls or as many as there is time for."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < REPEATED:
         began = time.monotonic()
         call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.monotonic() - began)
     return min(times)
 
@@ -69,7 +73,8 @@ class Plan:
         # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
         self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
         self.missing = list(self.left)
-        self.speeds = {key: probe(*key) for key in dict.fromkeys((stage.arch, stage.dataset) for stage in self.missing)}
+        kinds = [(stage.arch, stage.dataset, "--amp" in stage.flags) for stage in self.missing]
+        self.speeds = {kind: probe(*kind) for kind in dict.fromkeys(kinds)}
 
     def minutes(self, chosen: list[Stage]) -> float:
         """Return the minutes that the missing ones among these stages would take."""
@@ -80,7 +85,7 @@ class Plan:
         return [stage for stage in dict.fromkeys(stage for chain in row.chains for stage in chain) if stage in self.left]
 
     def _seconds(self, stage: Stage) -> float:
-        speed = self.speeds[stage.arch, stage.dataset]
+        speed = self.speeds[stage.arch, stage.dataset, "--amp" in stage.flags]
         return stage.trained * speed.step + stage.passes * speed.forward
 
 
