@@ -16,6 +16,7 @@ from pathlib import Path
 from utils import cli, figures, pictures, script, stages
 from utils.errors import UserError
 from utils.figures import Figure
+from utils.files import write_text
 from utils.plan import Plan, duration
 from utils.tables import TABLES, Row, rows_of
 
@@ -27,7 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="the table to measure (default: only plan, all of them)")
     add("--list", action="store_true", help="only plan: what is there, what is missing, how long it would take")
     add("--rows", nargs="+", default=[""], metavar="TEXT", help='only rows whose name holds one of these, as "2 bits, signed"')
-    add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0], help="of training, calibration and fine-tuning (default: 0)")
+    add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0],
+        help="of training, calibration and fine-tuning; what draws nothing at random runs once (default: 0)")
     add("--epochs-scale", type=cli.number(float, 0, 1, "part of the schedule"), default=1.0, metavar="PART",
         help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
     add("--amp", action="store_true", help="train in bfloat16")
@@ -41,6 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.networks and args.table in ("cifar10", "imagenet"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
+    if args.readme and (args.list or args.table is None):
+        raise UserError(f"--readme {args.readme}: a plan makes no table; leave --list out and name a --table")
+    if args.readme:
+        figures.insert(args.readme.read_text(), args.table, "")  # markers that are missing, before hours of work
     return args
 
 
@@ -51,9 +57,16 @@ def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
     return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, files)
 
 
-def choose(rows: list[Row], texts: list[str]) -> list[Row]:
-    """Return the rows whose name holds one of the texts."""
-    return [row for row in rows if any(text in row.name for text in texts)]
+def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:
+    """Return the rows of each table whose name holds one of the texts; tables without such a row are left out.
+
+    Raises:
+        UserError: no table has one.
+    """
+    found = {table: [row for row in every if any(text in row.name for text in texts)] for table, every in rows.items()}
+    if not any(found.values()):
+        raise UserError(f"--rows {' '.join(texts)}: no row of {', '.join(rows)} has such a name; without --rows all are listed")
+    return {table: chosen for table, chosen in found.items() if chosen}
 
 
 def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
@@ -91,17 +104,15 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
     return found
 
 
-def work(table: str, args: argparse.Namespace) -> list[Figure]:
-    """Plan a table and, unless only that was asked for, run what is missing; return all figures."""
-    rows = table_rows(table, args)
-    chosen = choose(rows, args.rows)
-    if not chosen:
-        raise UserError(f"--rows {' '.join(args.rows)}: no row of {table} has such a name; without --rows all are listed")
+def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
+    """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures."""
     plan, path = Plan(chosen, args.study), args.result / f"table_{table}.json"
+    known = figures.read(path)
     print(f"table {table}")
-    report(chosen, plan, figures.read(path))
+    report(chosen, plan, known)
     if args.list:
-        return figures.read(path)
+        return known
+    figures.check_same(known, chosen, path)
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)
@@ -109,7 +120,7 @@ def work(table: str, args: argparse.Namespace) -> list[Figure]:
     found = write(table, rows, chosen, args)
     print(f"{len(found)} of {len(rows)} rows: {path}, .csv, .png")
     if args.readme and found:
-        args.readme.write_text(figures.insert(args.readme.read_text(), table, figures.markdown(found)))
+        write_text(args.readme, figures.insert(args.readme.read_text(), table, figures.markdown(found)))
     return found
 
 
@@ -117,7 +128,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[Figure]]:
     """Run the script; return the figures of each table."""
     args = parse(argv)
     args.list = args.list or args.table is None
-    return {table: work(table, args) for table in ([args.table] if args.table else TABLES)}
+    rows = {table: table_rows(table, args) for table in ([args.table] if args.table else TABLES)}
+    return {table: work(table, rows[table], chosen, args) for table, chosen in choose(rows, args.rows).items()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from utils import figures, pictures, plan, stages
 from utils.engine import train_epoch
 from utils.errors import UserError
 from utils.figures import Figure
+from utils.networks import Networks
 from utils.plan import Plan, Speed
 from utils.stages import Stage
 from utils.tables import TABLES, rows_of
@@ -31,26 +33,27 @@ def network(tiny) -> Path:
     return tiny / "resnet20_2bit" / "model_best.pth.tar"
 
 
-def flags_of(network: Path, *more: str) -> tuple[str, ...]:
-    """Return the flags of a stage that starts from the network."""
-    return ("--arch", "resnet20", "--data", str(network.parent.parent), "--bit", "2", "--init", str(network), *more)
+def stage_of(script: str, network: Path, *flags: str, data: Path | None = None) -> Stage:
+    """Return a stage that starts from the network, whose directory is in that of the images."""
+    data = data or network.parent.parent
+    return Stage("stage", script, ("--arch", "resnet20", "--bit", "2", *flags), network, ("--data", str(data)))
 
 
 @pytest.fixture
 def tuning(network) -> Stage:
-    return Stage("tuned", "snn_ft", flags_of(network, "--method", "global", "-n", "2", "--lr", "0.01"))
+    return stage_of("snn_ft", network, "--method", "global", "-n", "2", "--lr", "0.01")
 
 
 def test_a_stage_runs_once_and_its_record_is_traceable(network, tmp_path, monkeypatch):
-    flags = flags_of(network)
-    stage = Stage("converted", "snn", flags)
+    stage = stage_of("snn", network)
     assert stages.record_of(stage, tmp_path) is None
     record = stages.run(stage, tmp_path)
-    assert record["flags"] == list(flags)
+    assert record["flags"] == ["--arch", "resnet20", "--bit", "2"]
     assert record["revision"]
     assert 0 <= record["result"]["snn"]["top1"] <= 100
     monkeypatch.setattr(snn, "main", None)
     assert stages.run(stage, tmp_path) == record
+    assert stages.run(replace(stage, place=("--data", "elsewhere")), tmp_path) == record
 
 
 def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypatch):
@@ -75,7 +78,7 @@ def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypa
 
 def test_a_record_of_other_flags_is_not_taken_for_this_stage(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / stages.RECORD).write_text(json.dumps({"flags": ["--bit", "2"], "start": None}))
+    (tmp_path / "a" / stages.RECORD).write_text(json.dumps({"flags": ["--bit", "2"], "start": None, "result": {}}))
     with pytest.raises(UserError, match="is of --bit 2, not --bit 3"):
         stages.run(Stage("a", "snn", ("--bit", "3")), tmp_path)
     (tmp_path / "a" / stages.RECORD).write_text("{")
@@ -91,10 +94,9 @@ def test_what_a_stage_starts_from_runs_before_it_and_each_once(table, tmp_path, 
     assert len({stage.name for stage in order}) == len(order)
     made = {str(tmp_path / stage.name): number for number, stage in enumerate(order)}
     for number, stage in enumerate(order):
-        start = stage.flag("--init")
         first = (stage.script, stage.flag("--bit")) in (("main", "32"), ("dali_main", "4"))
-        assert (start is None) == first
-        assert start is None or made[str(Path(start).parent.parent)] < number
+        assert (stage.init is None) == first
+        assert stage.init is None or made[str(stage.init.parent.parent)] < number
 
 
 def test_each_row_has_a_name_of_its_own():
@@ -114,6 +116,19 @@ def test_tables_share_their_stages():
     assert "resnet20-300epochs/2bit-signed-converted-seed0" in shared
 
 
+def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
+    networks = Networks("resnet20", Path("data"), Path("study"), extra=("--compile",))
+    assert [stage.name for stage in networks.chain(4, 0)] == ["resnet20-300epochs/32bit-seed0",
+                                                              "resnet20-300epochs-compile/4bit-seed0"]
+    rows = rows_of("conversion", [0, 1], Path("data"), Path("study"), files=Path("nets"))
+    assert {row.method: len(row.chains) for row in rows if row.bit == 2} == {
+        "converted": 1, "calibrated": 2, "delay 1": 1, "delay 2": 1, "delay 3": 1, "calibrated, 2 of 3 steps": 2,
+        "calibrated, global": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
+    assert {row.method: row.tuning for row in rows if row.bit == 2} == {
+        "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
+        "calibrated, global": "512 + 40,000", "layer-wise": "5,000", "global": "40,000", "layer-wise, global": "5,000 + 40,000"}
+
+
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stages, "run", None)
     places = ["--study", str(tmp_path), "--result", str(tmp_path)]
@@ -122,19 +137,27 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no row of cifar10 has such a name"):
         reproduce.main([*places, "--table", "cifar10", "--rows", "9 bits"])
+    monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
+    assert reproduce.main([*places, "--rows", "vgg16", "vgg11"]) == {"cifar10": [], "imagenet": []}
+    with pytest.raises(UserError, match="a plan makes no table"):
+        reproduce.main([*places, "--readme", str(ROOT / "README.md")])
+    (tmp_path / "page.md").write_text("no markers")
+    with pytest.raises(UserError, match="put both lines into the file"):
+        reproduce.main([*places, "--table", "conversion", "--readme", str(tmp_path / "page.md")])
     with pytest.raises(UserError, match="measures trainings"):
         reproduce.main([*places, "--table", "cifar10", "--networks", "x"])
 
 
 def figure(neuron: str, method: str, accuracies: list[float], seconds: list[float], **changes) -> Figure:
     entry = {"dataset": "cifar10", "arch": "resnet20", "bit": 2, "neuron": neuron, "method": method, "accuracies": accuracies,
-             "last": [], "anns": [88.5] * len(accuracies), "latency": 3, "seconds": seconds, "epochs": "45 of 300",
+             "last": [], "anns": [88.5] * len(accuracies), "latency": 3, "seconds": seconds, "epochs": "45 of 300", "tuning": "",
              "published": None, "source": None, "stages": ["a"], "revisions": ["r"]}
     return Figure(**(entry | changes))
 
 
 TRAINED = figure("ANN", "trained", [88.5], [6000.0], last=[88.25], anns=[], latency=None, published=90.96, source="APoT")
-FIGURES = [TRAINED, figure("signed", "converted", [86.5], [0.0]), figure("signed", "calibrated", [87.0, 88.0], [30.0, 60.0])]
+FIGURES = [TRAINED, figure("signed", "converted", [86.5], [0.0]), figure("signed", "calibrated", [87.0, 88.0], [30.0, 60.0],
+                                                                       tuning="512", stages=["b0", "b1"])]
 
 
 def test_figures_survive_the_file_and_become_a_table(tmp_path):
@@ -142,12 +165,12 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     figures.write(FIGURES, path)
     assert figures.read(path) == FIGURES
     last = path.with_suffix(".csv").read_text().splitlines()[3]
-    assert last == "resnet20,2,signed,calibrated,87.500,0.707,88.500,3,0.8,45 of 300,,"
+    assert last == "resnet20,2,signed,calibrated,87.500,0.707,88.500,3,512,0.8,45 of 300,,"
     title, _, head, _, *lines, _, notes = figures.markdown(FIGURES).splitlines()
     assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
-    assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  | 100.0 |"
-    assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |"
-    assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 0.8 |"
+    assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  |  | 100.0 |"
+    assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |  |"
+    assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 512 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
     bare = figures.markdown([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
@@ -165,6 +188,16 @@ def test_new_figures_take_the_place_of_those_of_their_row_and_leave_others():
     order = [figure.key for figure in FIGURES]
     assert figures.merged(FIGURES, [better], order) == [TRAINED, better, FIGURES[2]]
     assert figures.merged([], [FIGURES[2], TRAINED], order) == [TRAINED, FIGURES[2]]
+    fewer = figure("signed", "calibrated", [87.0], [30.0], stages=["b0"])
+    assert figures.merged(FIGURES, [fewer], order) == FIGURES
+
+
+def test_figures_of_other_networks_do_not_get_into_a_table():
+    rows = rows_of("cifar10", [0], Path("data"), Path("study"), scale=0.1)
+    figures.check_same([], rows, Path("table"))
+    figures.check_same([figure("ANN", "trained", [88.5], [1.0], epochs="30 of 300")], rows, Path("table"))
+    with pytest.raises(UserError, match=r"table has resnet20 of other networks \(45 of 300 epochs; these rows: 30 of 300\)"):
+        figures.check_same(FIGURES, rows, Path("table"))
 
 
 def test_a_table_goes_between_its_markers():
@@ -184,8 +217,7 @@ def test_the_readme_shows_the_measured_table(path):
 def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path):
     start = tmp_path / "start.pth.tar"
     start.write_bytes(network.read_bytes())
-    data = str(network.parent.parent)
-    stage = Stage("converted", "snn", ("--arch", "resnet20", "--data", data, "--bit", "2", "--init", str(start)))
+    stage = stage_of("snn", start, data=network.parent.parent)
     record = stages.run(stage, tmp_path)
     start.unlink()  # a record outlives what it was made from
     assert stages.record_of(stage, tmp_path) == record
@@ -195,7 +227,7 @@ def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path
 
 
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
-    stage = Stage("trained", "main", flags_of(network, "--epochs", "2", "--lr", "0.02"))
+    stage = stage_of("main", network, "--epochs", "2", "--lr", "0.02")
     saved, simple = main.training.best_of, stages.simple
 
     def dies(history):
@@ -205,8 +237,10 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         stages.run(stage, tmp_path)
     monkeypatch.setattr(main.training, "best_of", saved)
-    assert stages.arguments(stage, tmp_path / "trained")[-1] == "--resume"
-    assert "--init" not in stages.arguments(stage, tmp_path / "trained")
+    assert stages.arguments(stage, tmp_path / "stage")[-1] == "--resume"
+    assert "--init" not in stages.arguments(stage, tmp_path / "stage")
+    with pytest.raises(UserError, match=r"is of .*--lr 0.02, not .*--lr 0.5"):
+        stages.run(stage_of("main", network, "--epochs", "2", "--lr", "0.5"), tmp_path)
     assert stages.left(stage, tmp_path) == 1
     monkeypatch.setattr(stages, "simple", dies)  # all epochs are done, but there is no record
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +248,10 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     assert stages.left(stage, tmp_path) == 0
     assert stages.record_of(stage, tmp_path) is None
     monkeypatch.setattr(stages, "simple", simple)
-    assert stages.run(stage, tmp_path)["result"]["last"]["epoch"] == 1
+    record = stages.run(stage, tmp_path)
+    assert record["result"]["last"]["epoch"] == 1
+    log = (tmp_path / "stage" / "resnet20_2bit" / "log.jsonl").read_text().splitlines()
+    assert record["seconds"] == sum(json.loads(line)["seconds"] for line in log) > 0  # though the last run had no epoch
 
 
 def command(data: Path, where: Path, rows: list[str], epochs: int = 2) -> list[str]:

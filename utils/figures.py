@@ -5,6 +5,7 @@ import json
 import re
 import statistics
 from dataclasses import asdict, dataclass
+from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .rundir import write_text
 from .stages import TRAININGS
 from .tables import Row
 
-HEAD = ("neuron", "", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "minutes")
+HEAD = ("neuron", "", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
 NONE_PUBLISHED = "none published"
 
 
@@ -32,6 +33,7 @@ class Figure:
         latency: steps from the first input to the last output; None where nothing spikes.
         seconds: that training, or calibration and tuning took, of each seed.
         epochs: that each training got, and the published number where that is another.
+        tuning: training images that calibration and tuning saw.
         published, source: the published accuracy in percent, and where it is from; None where there is none.
         stages: directories of the runs, each with its record; revisions of the code that measured them.
     """
@@ -47,6 +49,7 @@ class Figure:
     latency: int | None
     seconds: list[float]
     epochs: str
+    tuning: str
     published: float | None
     source: str | None
     stages: list[str]
@@ -68,9 +71,14 @@ class Figure:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
+    def ann(self) -> float | None:
+        """Return the mean accuracy of the quantized ANNs in percent; None for an ANN."""
+        return statistics.fmean(self.anns) if self.anns else None
+
+    @property
     def to_ann(self) -> float | None:
         """Return the mean difference to the quantized ANN in points; None for an ANN."""
-        return self.mean - statistics.fmean(self.anns) if self.anns else None
+        return None if self.ann is None else self.mean - self.ann
 
 
 def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
@@ -89,8 +97,9 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
     networks = row.networks
     found = PUBLISHED.get((networks.dataset, *row.key))
     return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
-                  results[0].get("latency"), seconds, row.epochs, found and found.accuracy, found and found.source,
-                  [stage.name for stage in row.stages], sorted({records[-1]["revision"] for records in chains}))
+                  results[0].get("latency"), seconds, row.epochs, row.tuning, found and found.accuracy,
+                  found and found.source, [stage.name for stage in row.stages],
+                  sorted({record["revision"] for records in chains for record in records}))
 
 
 def ann_accuracy(result: dict[str, Any]) -> float:
@@ -101,15 +110,16 @@ def ann_accuracy(result: dict[str, Any]) -> float:
 def write(figures: list[Figure], path: Path) -> None:
     """Write JSON to `path`, and CSV beside it."""
     write_text(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
-    with open(path.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("arch", "bit", "neuron", "method", "mean", "std", "ann", "latency", "minutes", "epochs", "published",
-                         "source"))
-        for figure in figures:
-            spread = "" if figure.spread is None else f"{figure.spread:.3f}"
-            ann = f"{statistics.fmean(figure.anns):.3f}" if figure.anns else ""
-            writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, ann, figure.latency or "", f"{minutes(figure):.1f}",
-                             figure.epochs, figure.published or "", figure.source or ""))
+    lines = StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(("arch", "bit", "neuron", "method", "mean", "std", "ann", "latency", "images", "minutes", "epochs", "published",
+                     "source"))
+    for figure in figures:
+        spread = "" if figure.spread is None else f"{figure.spread:.3f}"
+        ann = "" if figure.ann is None else f"{figure.ann:.3f}"
+        writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, ann, figure.latency or "", figure.tuning,
+                         f"{minutes(figure):.1f}", figure.epochs, figure.published or "", figure.source or ""))
+    write_text(path.with_suffix(".csv"), lines.getvalue())
 
 
 def read(path: Path) -> list[Figure]:
@@ -127,9 +137,26 @@ def read(path: Path) -> list[Figure]:
 
 
 def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Figure]:
-    """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys."""
-    known = {figure.key: figure for figure in (*old, *new)}
+    """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
+
+    A figure of more seeds, these among them, stays.
+    """
+    known = {figure.key: figure for figure in old}
+    for figure in new:
+        before = known.get(figure.key)
+        if before is None or not set(before.stages) > set(figure.stages):
+            known[figure.key] = figure
     return [known[key] for key in order if key in known]
+
+
+def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
+    """Raise UserError if rows would stand in a table beside figures of other networks of their architecture."""
+    known = {figure.arch: figure.epochs for figure in old}
+    for row in rows:
+        before = known.get(row.networks.arch, row.epochs)
+        if before != row.epochs:
+            raise UserError(f"{path} has {row.networks.arch} of other networks ({before} epochs; these rows: {row.epochs}): name "
+                            "another --result, or delete the file")
 
 
 def minutes(figure: Figure) -> float:
@@ -144,7 +171,7 @@ def markdown(figures: list[Figure]) -> str:
     parts = []
     for (arch, bit), group in groupby(zip(figures, cells, strict=True), lambda pair: (pair[0].arch, pair[0].bit)):
         rows = list(group)
-        ann = next((f"; quantized ANN {statistics.fmean(figure.anns):.2f}" for figure, _ in rows if figure.anns), "")
+        ann = next((f"; quantized ANN {figure.ann:.2f}" for figure, _ in rows if figure.anns), "")
         title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
         lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
         parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
@@ -160,7 +187,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     published = NONE_PUBLISHED if figure.published is None else f"{figure.published:.2f}"
     spent = f"{minutes(figure):.1f}" if any(figure.seconds) else ""
     epochs = figure.epochs if figure.epochs[:1].isdigit() else ""
-    return figure.neuron, figure.method, accuracy, loss, published, epochs, str(figure.latency or ""), spent
+    return figure.neuron, figure.method, accuracy, loss, published, epochs, str(figure.latency or ""), figure.tuning, spent
 
 
 def insert(text: str, name: str, table: str) -> str:

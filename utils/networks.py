@@ -13,6 +13,7 @@ EPOCHS = {"cifar10": 300, "imagenet": 60}  # of the published schedules
 BITS = {"cifar10": (FLOAT_BITS, 4, 3, 2), "imagenet": (4, 3, 2)}  # ImageNet starts from TorchVision's float networks
 RATES = {"cifar10": {FLOAT_BITS: "0.1", 4: "0.04", 3: "0.04", 2: "0.04"}, "imagenet": {4: "0.025", 3: "0.0025", 2: "0.0025"}}
 DECAYS = {"cifar10": {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}, "imagenet": dict.fromkeys((4, 3, 2), "1e-4")}
+BATCH = {"cifar10": (), "imagenet": ("-b", "256", "--accum", "4")}  # published: four processes with 256 images each
 CALIB = 5_000  # images of layer-wise tuning
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
@@ -44,37 +45,37 @@ class Networks:
         """Return the epochs of each stage of the chain."""
         return max(1, round(EPOCHS[self.dataset] * self.scale))
 
-    @property
-    def group(self) -> str:
-        """Return the directory, in the study, that the stages share with those of the same networks only."""
+    def extra_of(self, bit: int) -> tuple[str, ...]:
+        """Return the flags of `extra` that change the training of a network with `bit` bits."""
+        return tuple(flag for flag in self.extra if bit != FLOAT_BITS or flag != "--compile")  # of which nothing is compiled
+
+    def group(self, bit: int) -> str:
+        """Return the directory, in the study, that the stages with `bit` bits share with those of the same networks only."""
         if self.files is not None:
             return f"{self.arch}-{self.files.name}"
-        return "-".join([self.arch, f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra)])
+        return "-".join([self.arch, f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra_of(bit))])
 
     @property
     def place(self) -> tuple[str, ...]:
         """Return the flags that name the data set."""
         return ("--data", str(self.data)) if self.dataset == "cifar10" else (str(self.data),)
 
-    def stage(self, name: str, script: str, flags: tuple[str, ...], trained: float = 0, passes: float = 0) -> Stage:
-        """Return a stage of this architecture; costs as `Stage` has them."""
-        flags = ("--arch", self.arch, *flags, *self.place)
-        return Stage(f"{self.group}/{name}", script, flags, self.arch, self.dataset, trained, passes)
+    def stage(self, name: str, script: str, bit: int, flags: tuple[str, ...], init: Path | None, trained: float = 0,
+              passes: float = 0) -> Stage:
+        """Return a stage of this architecture, {bit}bit-{name}; the other arguments as `Stage` has them."""
+        name, flags = f"{self.group(bit)}/{bit}bit-{name}", ("--arch", self.arch, "--bit", str(bit), *flags)
+        return Stage(name, script, flags, init, self.place, self.arch, self.dataset, trained, passes)
 
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
         bits, (train, test) = BITS[self.dataset], IMAGES[self.dataset]
-        rate, decay = RATES[self.dataset][bit], DECAYS[self.dataset][bit]
-        schedule = "step" if self.scale >= 1 else "cosine"
-        flags = ("--bit", str(bit), "--epochs", str(self.epochs), "--lr", rate, "--wd", decay, "--lr-schedule", schedule,
-                 "--seed", str(seed), *self.extra)
-        if bit != bits[0]:
-            flags += ("--init", str(self.path(bits[bits.index(bit) - 1], seed)))
-        if bit == FLOAT_BITS:
-            flags = tuple(flag for flag in flags if flag != "--compile")  # there is nothing to compile
+        flags = ("--epochs", str(self.epochs), "--lr", RATES[self.dataset][bit], "--wd", DECAYS[self.dataset][bit],
+                 "--lr-schedule", "step" if self.scale >= 1 else "cosine", "--seed", str(seed), *BATCH[self.dataset],
+                 *self.extra_of(bit))
+        init = self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else QUANTIZED
-        return self.stage(f"{bit}bit-seed{seed}", script, flags, self.epochs * train * factor, self.epochs * test)
+        return self.stage(f"seed{seed}", script, bit, flags, init, self.epochs * train * factor, self.epochs * test)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
         """Return the stages that make the network with `bit` bits, in order; none where it is read from a file."""
@@ -87,7 +88,7 @@ class Networks:
         """Return the file of the network with `bit` bits."""
         if self.files is not None:
             return self.files / f"{self.arch}_{bit}bit.pth.tar"
-        return self.study / self.group / f"{bit}bit-seed{seed}" / f"{self.arch}_{bit}bit" / BEST
+        return self.study / self.group(bit) / f"{bit}bit-seed{seed}" / f"{self.arch}_{bit}bit" / BEST
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class Source:
 
     def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...]) -> Stage:
         """Return a stage whose directory is named for bits, neuron, kind and seed."""
-        network = self.network or self.networks.path(self.bit, self.seed)
-        common = ("--bit", str(self.bit), "--init", str(network), *NEURONS[self.neuron], "--seed", str(self.seed))
-        return self.networks.stage(f"{self.bit}bit-{self.neuron}-{kind}-seed{self.seed}", script, (*common, *flags), passes=passes)
+        init = self.network or self.networks.path(self.bit, self.seed)
+        flags = (*NEURONS[self.neuron], "--seed", str(self.seed), *flags)
+        return self.networks.stage(f"{self.neuron}-{kind}-seed{self.seed}", script, self.bit, flags, init, passes=passes)
 
     def evaluated(self, kind: str, *flags: str) -> Stage:
         """Return a run of snn.py on the test set."""

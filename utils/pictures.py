@@ -34,7 +34,7 @@ def draw_latency(figures: list[Figure], path: Path) -> None:
             points = sorted((figure.latency, figure.mean) for figure in chosen if figure.neuron == neuron)
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{neuron} neurons")
-        axes.axhline(chosen[0].anns[0], color="k", linestyle="--", label="quantized ANN")
+        axes.axhline(chosen[0].ann, color="k", linestyle="--", label="quantized ANN")
         axes.axvline(time_steps(bit), color="0.7", linewidth=1)
         axes.set(xscale="log", xlabel="latency (steps)", ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
                  title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
@@ -86,5 +86,5 @@ def _panel(axes: Any, figures: list[Figure], labels: list[str]) -> None:
             axes.errorbar([figure.mean for figure in chosen], [labels.index(figure.method) for figure in chosen],
                           xerr=[figure.spread or 0 for figure in chosen], fmt=style, capsize=3, label=f"{neuron} neurons")
     if figures:
-        axes.axvline(figures[0].anns[0], color="k", linestyle="--", label="quantized ANN")
+        axes.axvline(figures[0].ann, color="k", linestyle="--", label="quantized ANN")
     axes.grid(axis="y", alpha=0.3)

@@ -177,7 +177,7 @@ def run(main: Callable[[], object]) -> None:
     try:
         record(main, ErrorFile(mistake))()
     except KeyboardInterrupt:
-        print("interrupted; a training or fine-tuning run goes on with --resume", file=sys.stderr)
+        print("interrupted; training and fine-tuning go on with --resume, reproduce.py with the same command", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

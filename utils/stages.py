@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import time
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ class Stage:
     Attributes:
         name: of its directory, below the study's.
         script: "main", "dali_main", "snn" or "snn_ft".
-        flags: all arguments but --result.
+        flags: what makes its result: all arguments but the paths below and --result.
+        init: file of --init; None without one.
+        place: the arguments that name the data set.
         arch, dataset: of its network.
         trained: its cost in training steps of the float network, counted in images.
         passes: its cost in forward passes of the float network, counted in images.
@@ -32,6 +33,8 @@ class Stage:
     name: str
     script: str
     flags: tuple[str, ...]
+    init: Path | None = None
+    place: tuple[str, ...] = ()
     arch: str = "resnet20"
     dataset: str = "cifar10"
     trained: float = 0
@@ -46,64 +49,78 @@ def record_of(stage: Stage, study: Path) -> dict[str, Any] | None:
     """Return what a finished stage left; None if it has not finished.
 
     Raises:
-        UserError: the record is of other flags or another --init file, so that its figures are not those of this stage.
+        UserError: the stage was begun with other flags or another --init file, so that its figures are not those of this one.
     """
+    record = _begun(stage, study)
+    return record if record and record["result"] is not None else None
+
+
+def _begun(stage: Stage, study: Path) -> dict[str, Any] | None:
     path = study / stage.name / RECORD
     if not path.exists():
         return None
+    remedy = f"delete {path.parent}, and the stage runs again; or name another --study"
     try:
         record = json.loads(path.read_text())
-        flags, start = record["flags"], record["start"]
+        flags, start, _ = record["flags"], record["start"], record["result"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the stage runs again") from error
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if flags != list(stage.flags):
-        raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: delete it, or name another --study")
+        raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: {remedy}")
     if (now := digest(stage)) not in (None, start):
-        raise UserError(f"{path} started from another {stage.flag('--init')} ({start}, now {now}): delete {path.parent}, or name "
-                        "another --study")
+        raise UserError(f"{path} started from another {stage.init} ({start}, now {now}): {remedy}")
     return record
 
 
 def digest(stage: Stage) -> str | None:
     """Return the start of the SHA-256 of the file that a stage starts from; None without one, or where it is gone."""
-    init = stage.flag("--init")
-    if init is None or not Path(init).is_file():
+    if stage.init is None or not stage.init.is_file():
         return None
-    return hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(stage.init.read_bytes()).hexdigest()[:16]
 
 
 def run(stage: Stage, study: Path) -> dict[str, Any]:
-    """Return a stage's record; run the stage, from where an interruption left it, if there is none yet."""
-    record = record_of(stage, study)
-    if record is not None:
+    """Return a stage's record; run the stage, from where an interruption left it, if it has not finished.
+
+    The record is there without a result from the start, so that what goes on is what was begun.
+    """
+    record = _begun(stage, study)
+    if record and record["result"] is not None:
         return record
     directory = study / stage.name
-    began, start = time.monotonic(), digest(stage)
+    record = record or {"flags": list(stage.flags), "start": digest(stage), "result": None}
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory, record)
     call = importlib.import_module(stage.script).main
     result = call([*arguments(stage, directory), "--result", str(directory)])
-    seconds = round(time.monotonic() - began, 1)
-    record = {"flags": list(stage.flags), "start": start, "revision": revision(), "seconds": seconds, "result": simple(result)}
-    directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / RECORD, json.dumps(record, indent=1) + "\n")
+    seconds = sum(line["seconds"] for line in epochs_of(stage, study))  # also of the epochs before an interruption
+    record |= {"revision": revision(), "seconds": seconds, "result": simple(result)}
+    _write(directory, record)
     return record
 
 
+def _write(directory: Path, record: dict[str, Any]) -> None:
+    write_text(directory / RECORD, json.dumps(record, indent=1) + "\n")
+
+
 def arguments(stage: Stage, directory: Path) -> list[str]:
-    """Return the flags that start a stage, or that go on with a training which an interruption has left behind."""
-    if stage.script == "snn" or not any(directory.glob(f"*/{LAST}")):
-        return list(stage.flags)
-    flags = list(stage.flags)
-    if stage.script in TRAININGS and "--init" in flags:  # the checkpoint takes its place
-        at = flags.index("--init")
-        del flags[at:at + 2]
-    return ["--resume", *flags] if stage.script == "snn_ft" else [*flags, "--resume"]
+    """Return the arguments that start a stage, or that go on with a training which an interruption has left behind."""
+    goes_on = stage.script != "snn" and any(directory.glob(f"*/{LAST}"))
+    # A training's checkpoint takes the place of its start; a tuning needs its ANN again.
+    init = ["--init", str(stage.init)] if stage.init and not (goes_on and stage.script in TRAININGS) else []
+    return [*stage.flags, *init, *stage.place, *["--resume"] * goes_on]
+
+
+def epochs_of(stage: Stage, study: Path) -> list[dict[str, Any]]:
+    """Return the log of a training's epochs so far; empty for another stage."""
+    logs = list((study / stage.name).glob(f"*/{LOG}")) if stage.script in TRAININGS else []
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
 
 
 def left(stage: Stage, study: Path) -> float:
-    """Return the part that is still to do of a stage without a record, 0 to 1: a training counts its epochs, others run as one."""
-    epochs = stage.flag("--epochs")
-    logs = list((study / stage.name).glob(f"*/{LOG}"))
-    return 1 - len(logs[0].read_text().splitlines()) / int(epochs) if epochs and logs else 1.0
+    """Return the part that is still to do of a stage without a result, 0 to 1: a training counts its epochs, others run as one."""
+    done = len(epochs_of(stage, study))
+    return 1 - done / int(stage.flag("--epochs")) if done else 1.0
 
 
 def simple(value: Any) -> Any:

@@ -48,6 +48,12 @@ class Row:
         return tuple(chain[-1] for chain in self.chains)
 
     @property
+    def tuning(self) -> str:
+        """Return how many training images calibration and tuning see, in order; empty without them."""
+        sums = [stage.flag(name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name)]
+        return " + ".join(f"{int(number):,}" for number in sums)
+
+    @property
     def epochs(self) -> str:
         """Return the length of each training beside the published one's."""
         full = EPOCHS[self.networks.dataset]
@@ -60,11 +66,15 @@ Make = Callable[[Source], tuple[Stage, ...]]
 
 
 def spiking(networks: Networks, bit: int, neuron: str, method: str, seeds: list[int], make: Make) -> Row:
-    """Return a row of a spiking network; `make` returns the stages behind the network's training."""
+    """Return a row of a spiking network; `make` returns the stages behind the network's training.
+
+    Where no stage draws anything at random, as in the conversion of a file, the first seed is the only one.
+    """
     def chain(seed: int) -> tuple[Stage, ...]:
         return (*networks.chain(bit, seed), *make(Source(networks, bit, neuron, seed)))
 
-    return Row(networks, bit, neuron, method, tuple(map(chain, seeds)))
+    draws = any(stage.script != "snn" or stage.flag("--calibrate") for stage in chain(seeds[0]))
+    return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else seeds[:1])))
 
 
 def evaluated(kind: str, *flags: str) -> Make:
@@ -73,7 +83,7 @@ def evaluated(kind: str, *flags: str) -> Make:
 
 
 def layerwise(kind: str, *flags: str) -> Make:
-    """Return what makes one run of layer-wise tuning, as published but for the flags."""
+    """Return what makes one run of layer-wise tuning."""
     return lambda source: (source.layerwise(kind, *flags),)
 
 
@@ -112,7 +122,7 @@ def conversion(networks: Networks, seeds: list[int]) -> list[Row]:
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
-            rows += converted(networks, bit, neuron, seeds) + (tuned(networks, bit, neuron) if bit < 4 else [])
+            rows += converted(networks, bit, neuron, seeds) + (tuned(networks, bit, neuron, seeds) if bit < 4 else [])
     return rows
 
 
@@ -120,21 +130,21 @@ def converted(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> li
     """Return the rows without training."""
     full, half = time_steps(bit), 2 ** (bit - 1)
 
-    def row(method: str, make: Make, seeds: list[int]) -> Row:
+    def row(method: str, make: Make) -> Row:
         return spiking(networks, bit, neuron, method, seeds, make)
 
-    rows = [row("converted", evaluated("converted"), [0]), row("calibrated", evaluated("calibrated", *CALIBRATE), seeds)]
+    rows = [row("converted", evaluated("converted")), row("calibrated", evaluated("calibrated", *CALIBRATE))]
     if bit < 4 and neuron == "signed":
-        rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay)), [0]) for delay in (1, 2, full)]
+        rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay))) for delay in (1, 2, full)]
         early = evaluated(f"calibrated-steps{half}", "--steps", str(half), *CALIBRATE)
-        rows.append(row(f"calibrated, {half} of {full} steps", early, [0]))
+        rows.append(row(f"calibrated, {half} of {full} steps", early))
     return rows
 
 
-def tuned(networks: Networks, bit: int, neuron: str) -> list[Row]:
-    """Return the rows of fine-tuning, whose cost allows one seed."""
+def tuned(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> list[Row]:
+    """Return the rows of fine-tuning."""
     def row(method: str, make: Make) -> Row:
-        return spiking(networks, bit, neuron, method, [0], make)
+        return spiking(networks, bit, neuron, method, seeds, make)
 
     rows = [row("calibrated, global", whole)]
     if neuron == "signed":
