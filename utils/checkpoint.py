@@ -21,12 +21,19 @@ HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_b
 
 
 def revision() -> str:
-    """Return the git revision of the code, with "+" where the tree has changes; "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """Return the git revision of the code, with "+" where code has changes; "unknown" outside a checkout.
+
+    Documents and result/, into which runs write tables that are in git, are no code.
+    """
+    def git(*command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=False)
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        found = git("describe", "--always", "--exclude=*")
+        changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)result", ":(top,exclude)*.md").returncode
+    except OSError:
         return "unknown"
+    return "unknown" if found.returncode else found.stdout.strip() + "+" * bool(changed)
 
 
 def network_state(network: Network) -> dict[str, Any]:
