@@ -123,10 +123,11 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
     rows = rows_of("conversion", [0, 1], Path("data"), Path("study"), files=Path("nets"))
     assert {row.method: len(row.chains) for row in rows if row.bit == 2} == {
         "converted": 1, "calibrated": 2, "delay 1": 1, "delay 2": 1, "delay 3": 1, "calibrated, 2 of 3 steps": 2,
-        "calibrated, global": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
+        "calibrated, global": 2, "calibrated, global, 2 of 3 steps": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
     assert {row.method: row.tuning for row in rows if row.bit == 2} == {
         "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
-        "calibrated, global": "512 + 40,000", "layer-wise": "5,000", "global": "40,000", "layer-wise, global": "5,000 + 40,000"}
+        "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "layer-wise": "5,000",
+        "global": "40,000", "layer-wise, global": "5,000 + 40,000"}
 
 
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):

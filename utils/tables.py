@@ -146,10 +146,13 @@ def tuned(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> list[R
     def row(method: str, make: Make) -> Row:
         return spiking(networks, bit, neuron, method, seeds, make)
 
+    full, half = time_steps(bit), 2 ** (bit - 1)
     rows = [row("calibrated, global", whole)]
     if neuron == "signed":
-        alone = row("global", lambda source: (source.whole("global"),))
-        rows += [row("layer-wise", layerwise("layerwise")), alone, row("layer-wise, global", both)]
+        early = ("calibrated-global-steps" + str(half), "--steps", str(half), *CALIBRATE)
+        rows += [row(f"calibrated, global, {half} of {full} steps", lambda source: (source.whole(*early),)),
+                 row("layer-wise", layerwise("layerwise")), row("global", lambda source: (source.whole("global"),)),
+                 row("layer-wise, global", both)]
     return rows
 
 
