@@ -31,7 +31,7 @@ class Figure:
         last: of a training's last epoch, one a seed; else empty.
         anns: of the quantized ANN, in percent, one a seed.
         latency: steps from the first input to the last output; None where nothing spikes.
-        seconds: that training, or calibration and tuning took, of each seed.
+        seconds: that the epochs of training, or calibration and tuning took, of each seed.
         epochs: that each training got, and the published number where that is another.
         tuning: training images that calibration and tuning saw.
         published, source: the published accuracy in percent, and where it is from; None where there is none.
@@ -139,24 +139,31 @@ def read(path: Path) -> list[Figure]:
 def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Figure]:
     """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
 
-    A figure of more seeds, these among them, stays.
+    A figure of more seeds, these with the same accuracies among them, stays.
     """
+    def seeds(figure: Figure) -> set[tuple[str, float]]:
+        return set(zip(figure.stages, figure.accuracies, strict=True))
+
     known = {figure.key: figure for figure in old}
     for figure in new:
         before = known.get(figure.key)
-        if before is None or not set(before.stages) > set(figure.stages):
+        if before is None or not seeds(before) > seeds(figure):
             known[figure.key] = figure
     return [known[key] for key in order if key in known]
 
 
 def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
     """Raise UserError if rows would stand in a table beside figures of other networks of their architecture."""
-    known = {figure.arch: figure.epochs for figure in old}
+    known = {figure.arch: _group(figure.stages[0]) for figure in old if "/" in figure.stages[0]}
     for row in rows:
-        before = known.get(row.networks.arch, row.epochs)
-        if before != row.epochs:
-            raise UserError(f"{path} has {row.networks.arch} of other networks ({before} epochs; these rows: {row.epochs}): name "
-                            "another --result, or delete the file")
+        ours = _group(row.stages[0].name)
+        if known.get(row.networks.arch, ours) != ours:
+            raise UserError(f"{path} has figures of {known[row.networks.arch]}, these rows are of {ours}: name another --result, "
+                            "or delete the file")
+
+
+def _group(stage: str) -> str:
+    return stage.split("/")[0].removesuffix("-compile")  # as a float network is trained
 
 
 def minutes(figure: Figure) -> float:

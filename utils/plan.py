@@ -16,7 +16,7 @@ from .script import choose_device
 from .stages import Stage
 from .tables import Row
 
-PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 256)}  # images, their height and width in pixels; images of a batch
+PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 1024)}  # images, their height and width in pixels; images of an update
 REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
 
 
@@ -30,7 +30,7 @@ class Speed:
 
 def probe(arch: str, dataset: str, amp: bool = False) -> Speed:
     """Return an architecture's speed on the device that the scripts would take, from the fastest of some passes and updates."""
-    count, size, batch = PROBE[models.family(dataset)]
+    count, size, update = PROBE[models.family(dataset)]
     device = choose_device(None)
     network = models.build(arch, dataset).to(device, memory_format=torch.channels_last)
     images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
@@ -43,9 +43,10 @@ def probe(arch: str, dataset: str, amp: bool = False) -> Speed:
 
     @torch.inference_mode()
     def forward() -> None:
-        network.eval()(images)
+        with autocast(device, amp):
+            network.eval()(images)
 
-    return Speed(fastest(gradients, device) / count + fastest(optimizer.step, device) / batch, fastest(forward, device) / count)
+    return Speed(fastest(gradients, device) / count + fastest(optimizer.step, device) / update, fastest(forward, device) / count)
 
 
 def fastest(call: Callable[[], None], device: torch.device) -> float:

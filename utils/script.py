@@ -196,6 +196,6 @@ def mistake(error: BaseException) -> str | None:
     """Return the line for an error that a user can mend; None for another."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError):
+    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
         return f"{error.strerror}: {error.filename}; choose another path or change its permissions"
     return None

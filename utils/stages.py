@@ -65,11 +65,18 @@ def _begun(stage: Stage, study: Path) -> dict[str, Any] | None:
         flags, start, _ = record["flags"], record["start"], record["result"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    if record["result"] is None and not _saved(path.parent):
+        return None  # it ended before there was anything to go on with, perhaps for want of its start
     if flags != list(stage.flags):
         raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: {remedy}")
     if (now := digest(stage)) not in (None, start):
         raise UserError(f"{path} started from another {stage.init} ({start}, now {now}): {remedy}")
     return record
+
+
+def _saved(directory: Path) -> bool:
+    """Return whether a training or tuning in this directory can go on."""
+    return any(directory.glob(f"*/{LAST}"))
 
 
 def digest(stage: Stage) -> str | None:
@@ -83,18 +90,24 @@ def run(stage: Stage, study: Path) -> dict[str, Any]:
     """Return a stage's record; run the stage, from where an interruption left it, if it has not finished.
 
     The record is there without a result from the start, so that what goes on is what was begun.
+
+    Raises:
+        UserError: as `record_of`, or there is a run without a record.
     """
     record = _begun(stage, study)
     if record and record["result"] is not None:
         return record
     directory = study / stage.name
+    if record is None and _saved(directory):
+        raise UserError(f"{directory} holds a run without {RECORD}, of flags unknown: delete it, or name another --study")
     record = record or {"flags": list(stage.flags), "start": digest(stage), "result": None}
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory, record)
     call = importlib.import_module(stage.script).main
     result = call([*arguments(stage, directory), "--result", str(directory)])
-    seconds = sum(line["seconds"] for line in epochs_of(stage, study))  # also of the epochs before an interruption
-    record |= {"revision": revision(), "seconds": seconds, "result": simple(result)}
+    record |= {"revision": revision(), "result": simple(result)}
+    if stage.script in TRAININGS:  # a tuning's result has its own; also those before an interruption
+        record["seconds"] = round(sum(line["seconds"] for line in epochs_of(stage, study)), 1)
     _write(directory, record)
     return record
 
@@ -105,7 +118,7 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 
 def arguments(stage: Stage, directory: Path) -> list[str]:
     """Return the arguments that start a stage, or that go on with a training which an interruption has left behind."""
-    goes_on = stage.script != "snn" and any(directory.glob(f"*/{LAST}"))
+    goes_on = _saved(directory)
     # A training's checkpoint takes the place of its start; a tuning needs its ANN again.
     init = ["--init", str(stage.init)] if stage.init and not (goes_on and stage.script in TRAININGS) else []
     return [*stage.flags, *init, *stage.place, *["--resume"] * goes_on]

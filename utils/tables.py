@@ -68,13 +68,13 @@ Make = Callable[[Source], tuple[Stage, ...]]
 def spiking(networks: Networks, bit: int, neuron: str, method: str, seeds: list[int], make: Make) -> Row:
     """Return a row of a spiking network; `make` returns the stages behind the network's training.
 
-    Where no stage draws anything at random, as in the conversion of a file, the first seed is the only one.
+    Where no stage draws anything at random, as in the conversion of a file, 0 is the only seed.
     """
     def chain(seed: int) -> tuple[Stage, ...]:
         return (*networks.chain(bit, seed), *make(Source(networks, bit, neuron, seed)))
 
     draws = any(stage.script != "snn" or stage.flag("--calibrate") for stage in chain(seeds[0]))
-    return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else seeds[:1])))
+    return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else [0])))
 
 
 def evaluated(kind: str, *flags: str) -> Make:
