@@ -13,7 +13,7 @@ result; rows and tables share stages. After each one result/table_{table}.json, 
 import argparse
 from pathlib import Path
 
-from utils import cli, figures, pictures, script, stages
+from utils import cli, figures, markdown, pictures, script, stages
 from utils.errors import UserError
 from utils.figures import Figure
 from utils.files import write_text
@@ -46,7 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.readme and (args.list or args.table is None):
         raise UserError(f"--readme {args.readme}: a plan makes no table; leave --list out and name a --table")
     if args.readme:
-        figures.insert(args.readme.read_text(), args.table, "")  # markers that are missing, before hours of work
+        markdown.insert(args.readme.read_text(), args.table, "")  # markers that are missing, before hours of work
     return args
 
 
@@ -78,7 +78,7 @@ def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
         old = before.get(row.key)
         figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = figures.PUBLISHED.get((row.networks.dataset, *row.key))
-        published = figures.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
+        published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
         print(f"{row.name:<44}{state:>24}   {figure:<32}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
@@ -120,7 +120,7 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     found = write(table, rows, chosen, args)
     print(f"{len(found)} of {len(rows)} rows: {path}, .csv, .png")
     if args.readme and found:
-        write_text(args.readme, figures.insert(args.readme.read_text(), table, figures.markdown(found)))
+        write_text(args.readme, markdown.insert(args.readme.read_text(), table, markdown.table(found)))
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 import main
 import reproduce
 import snn
-from utils import figures, pictures, plan, stages
+from utils import figures, markdown, pictures, plan, stages
 from utils.engine import train_epoch
 from utils.errors import UserError
 from utils.figures import Figure
@@ -168,14 +168,14 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert figures.read(path) == FIGURES
     last = path.with_suffix(".csv").read_text().splitlines()[3]
     assert last == "resnet20,2,signed,calibrated,87.500,0.707,88.500,3,512,0.8,45 of 300,,"
-    title, _, head, _, *lines, _, notes = figures.markdown(FIGURES).splitlines()
+    title, _, head, _, *lines, _, notes = markdown.table(FIGURES).splitlines()
     assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
     assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  |  | 100.0 |"
     assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |  |"
     assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 512 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
-    bare = figures.markdown([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
+    bare = markdown.table([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
     assert bare[2:] == ["| neuron |  | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
                         "| signed | converted | 86.50 | -2.00 | 3 |", "", "Published: none of these figures."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
@@ -207,15 +207,15 @@ def test_figures_of_other_networks_do_not_get_into_a_table():
 
 def test_a_table_goes_between_its_markers():
     text = "a\n<!-- table x -->\nold\n<!-- end of table x -->\nb"
-    assert figures.insert(text, "x", "new") == "a\n<!-- table x -->\nnew\n<!-- end of table x -->\nb"
+    assert markdown.insert(text, "x", "new") == "a\n<!-- table x -->\nnew\n<!-- end of table x -->\nb"
     with pytest.raises(UserError, match="table y"):
-        figures.insert(text, "y", "new")
+        markdown.insert(text, "y", "new")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "result").glob("table_*.json")), ids=lambda path: path.stem)
 def test_the_readme_shows_the_measured_table(path):
     readme, measured = (ROOT / "README.md").read_text(), figures.read(path)
-    assert figures.insert(readme, path.stem.removeprefix("table_"), figures.markdown(measured)) == readme
+    assert markdown.insert(readme, path.stem.removeprefix("table_"), markdown.table(measured)) == readme
     assert all(figure.stages and figure.revisions for figure in measured)
 
 

@@ -1,25 +1,18 @@
-"""A table's measured figures: as JSON, as CSV, and as Markdown between markers."""
+"""A table's measured figures, as JSON and as CSV."""
 
 import csv
 import json
-import re
 import statistics
 from dataclasses import asdict, dataclass
 from io import StringIO
-from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-from quant import FLOAT_BITS, time_steps
 
 from .errors import UserError
 from .published import PUBLISHED
 from .rundir import write_text
 from .stages import TRAININGS
 from .tables import Row
-
-HEAD = ("neuron", "", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
-NONE_PUBLISHED = "none published"
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,11 @@ class Figure:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
+    def minutes(self) -> float:
+        """Return the mean time of a seed in minutes."""
+        return statistics.fmean(self.seconds) / 60
+
+    @property
     def ann(self) -> float | None:
         """Return the mean accuracy of the quantized ANNs in percent; None for an ANN."""
         return statistics.fmean(self.anns) if self.anns else None
@@ -118,7 +116,7 @@ def write(figures: list[Figure], path: Path) -> None:
         spread = "" if figure.spread is None else f"{figure.spread:.3f}"
         ann = "" if figure.ann is None else f"{figure.ann:.3f}"
         writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, ann, figure.latency or "", figure.tuning,
-                         f"{minutes(figure):.1f}", figure.epochs, figure.published or "", figure.source or ""))
+                         f"{figure.minutes:.1f}", figure.epochs, figure.published or "", figure.source or ""))
     write_text(path.with_suffix(".csv"), lines.getvalue())
 
 
@@ -164,47 +162,3 @@ def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
 
 def _group(stage: str) -> str:
     return stage.split("/")[0].removesuffix("-compile")  # as a float network is trained
-
-
-def minutes(figure: Figure) -> float:
-    """Return the mean time of a seed in minutes."""
-    return statistics.fmean(figure.seconds) / 60
-
-
-def markdown(figures: list[Figure]) -> str:
-    """Return one Markdown table for each network and bit-width, without the columns that say nothing in any of them."""
-    cells = [_cells(figure) for figure in figures]
-    kept = [column for column in range(len(HEAD)) if any(line[column] not in ("", NONE_PUBLISHED) for line in cells)]
-    parts = []
-    for (arch, bit), group in groupby(zip(figures, cells, strict=True), lambda pair: (pair[0].arch, pair[0].bit)):
-        rows = list(group)
-        ann = next((f"; quantized ANN {figure.ann:.2f}" for figure, _ in rows if figure.anns), "")
-        title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
-        lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
-        parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
-    notes = sorted({f"{figure.published:.2f}: {figure.source}" for figure in figures if figure.published is not None})
-    return "\n\n".join([*parts, "Published: " + (" · ".join(notes) or "none of these figures.")])
-
-
-def _cells(figure: Figure) -> tuple[str, ...]:
-    accuracy = f"{figure.mean:.2f}" + ("" if figure.spread is None else f" ± {figure.spread:.2f}")
-    if figure.last:
-        accuracy += f" (last epoch {statistics.fmean(figure.last):.2f})"
-    loss = "" if figure.to_ann is None else f"{figure.to_ann:+.2f}"
-    published = NONE_PUBLISHED if figure.published is None else f"{figure.published:.2f}"
-    spent = f"{minutes(figure):.1f}" if any(figure.seconds) else ""
-    epochs = figure.epochs if figure.epochs[:1].isdigit() else ""
-    return figure.neuron, figure.method, accuracy, loss, published, epochs, str(figure.latency or ""), figure.tuning, spent
-
-
-def insert(text: str, name: str, table: str) -> str:
-    """Return `text` with the table between the markers of this name.
-
-    Raises:
-        UserError: the markers are not there.
-    """
-    begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise UserError(f"no {begin} ... {end} to write the table between: put both lines into the file")
-    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
