@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,9 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
                         "| signed | converted | 86.50 | -2.00 | 3 |", "", "Published: none of these figures."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.draw("latency", FIGURES[1:2], tmp_path / "one point.png")
     path.write_text('[{"bit": 2}]')
     with pytest.raises(UserError, match="no table of this version"):
         figures.read(path)

@@ -36,9 +36,10 @@ def draw_latency(figures: list[Figure], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{neuron} neurons")
         axes.axhline(chosen[0].ann, color="k", linestyle="--", label="quantized ANN")
         axes.axvline(time_steps(bit), color="0.7", linewidth=1)
-        axes.set(xscale="log", xlabel="latency (steps)", ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
-                 title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
         ticks = sorted({figure.latency for figure in chosen})
+        axes.set(xscale="log", xlim=(ticks[0] / 1.15, ticks[-1] * 1.15), xlabel="latency (steps)",
+                 ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
+                 title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
         axes.set_xticks(ticks[::max(1, len(ticks) // 8)], [str(tick) for tick in ticks[::max(1, len(ticks) // 8)]])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
