@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
@@ -65,7 +66,7 @@ class Row:
 Make = Callable[[Source], tuple[Stage, ...]]
 
 
-def spiking(networks: Networks, bit: int, neuron: str, method: str, seeds: list[int], make: Make) -> Row:
+def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make) -> Row:
     """Return a row of a spiking network; `make` returns the stages behind the network's training.
 
     Where no stage draws anything at random, as in the conversion of a file, 0 is the only seed.
@@ -113,7 +114,7 @@ def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
             ("signed", "layer-wise", layerwise("layerwise")),
             ("signed", "calibrated, global", whole),
             ("signed", f"delay {full}", evaluated(f"delay{full}", "--delay", str(full)))]
-        rows += [spiking(networks, bit, neuron, method, seeds, make) for neuron, method, make in kinds]
+        rows += [spiking(networks, bit, neuron, seeds, method, make) for neuron, method, make in kinds]
     return rows
 
 
@@ -122,17 +123,14 @@ def conversion(networks: Networks, seeds: list[int]) -> list[Row]:
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
-            rows += converted(networks, bit, neuron, seeds) + (tuned(networks, bit, neuron, seeds) if bit < 4 else [])
+            row = partial(spiking, networks, bit, neuron, seeds)
+            rows += converted(row, bit, neuron) + (tuned(row, bit, neuron) if bit < 4 else [])
     return rows
 
 
-def converted(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> list[Row]:
+def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows without training."""
     full, half = time_steps(bit), 2 ** (bit - 1)
-
-    def row(method: str, make: Make) -> Row:
-        return spiking(networks, bit, neuron, method, seeds, make)
-
     rows = [row("converted", evaluated("converted")), row("calibrated", evaluated("calibrated", *CALIBRATE))]
     if bit < 4 and neuron == "signed":
         rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay))) for delay in (1, 2, full)]
@@ -141,11 +139,8 @@ def converted(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> li
     return rows
 
 
-def tuned(networks: Networks, bit: int, neuron: str, seeds: list[int]) -> list[Row]:
+def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows of fine-tuning."""
-    def row(method: str, make: Make) -> Row:
-        return spiking(networks, bit, neuron, method, seeds, make)
-
     full, half = time_steps(bit), 2 ** (bit - 1)
     rows = [row("calibrated, global", whole)]
     if neuron == "signed":
@@ -162,8 +157,8 @@ def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
     for bit in (4, 3, 2):
         for neuron in NEURONS:
             for name, kind, flags in (("", "", ()), ("start 0, ", "start0-", ("--start", "0"))):
-                rows += [spiking(networks, bit, neuron, f"{name}layer-wise", seeds, layerwise(f"{kind}layerwise", *flags)),
-                         spiking(networks, bit, neuron, f"{name}converted", seeds, evaluated(f"{kind}converted", *flags))]
+                rows += [spiking(networks, bit, neuron, seeds, f"{name}layer-wise", layerwise(f"{kind}layerwise", *flags)),
+                         spiking(networks, bit, neuron, seeds, f"{name}converted", evaluated(f"{kind}converted", *flags))]
     return rows
 
 
@@ -176,7 +171,7 @@ def latency(networks: Networks, seeds: list[int]) -> list[Row]:
             early = [(f"{steps} of {full} steps", f"steps{steps}", ("--steps", str(steps))) for steps in range(1, full)]
             late = [(f"delay {delay}", f"delay{delay}", ("--delay", str(delay))) for delay in range(1, full + 1)]
             for method, kind, flags in (*early, ("converted", "converted", ()), *late):
-                rows.append(spiking(networks, bit, neuron, method, seeds, evaluated(kind, *flags)))
+                rows.append(spiking(networks, bit, neuron, seeds, method, evaluated(kind, *flags)))
     return rows
 
 
