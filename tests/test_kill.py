@@ -83,7 +83,7 @@ def assert_same_runs(whole: Path, broken: Path) -> None:
     assert len(logs[0]) > 1
 
 
-def survive(name: str, moments: list[tuple], start: Path, where: Path) -> None:
+def assert_survives(name: str, moments: list[tuple], start: Path, where: Path) -> None:
     """Kill a run at each of the moments, resume it, compare it with an unbroken one."""
     directory = RUNS[name][2]
     jobs = [job(name, start, where / "whole")]
@@ -99,7 +99,7 @@ def survive(name: str, moments: list[tuple], start: Path, where: Path) -> None:
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_run_survives_kills(name, start, tmp_path):
-    survive(name, MOMENTS[name], start, tmp_path)
+    assert_survives(name, MOMENTS[name], start, tmp_path)
 
 
 def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
@@ -122,7 +122,7 @@ def test_a_run_survives_a_kill_at_any_moment(name, start, tmp_path):
     (tmp_path / "count").mkdir()
     moments = count_moments(name, start, tmp_path / "count")
     assert {what for what, _ in moments} == {"step", "write", "rename", "renamed"}
-    survive(name, moments if len(moments) < 40 else random.Random(0).sample(moments, 12), start, tmp_path)
+    assert_survives(name, moments if len(moments) < 40 else random.Random(0).sample(moments, 12), start, tmp_path)
 
 
 @pytest.mark.slow
