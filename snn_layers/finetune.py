@@ -1,7 +1,7 @@
 """Layer-wise fine-tuning: each unit of a spiking network learns to put out what its quantized ANN puts out."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -9,15 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import Network, State, Unit, mean_over_time
-from quant import fault, quantized_once, time_steps
+from models import Network, State, Unit
+from quant import fault, quantized_once
 
 from .convert import own_parameters_
-from .deploy import deploy
 from .rate import unit_rate
-from .states import Packed, advance, run, spikes_as_bytes, unpacked
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+from .unit_data import Average, Bar, Batches, UnitData
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ class UnitProgress:
 
 def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig | None = None,
              first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
-             bar: Callable[[Iterable, str], Iterable] | None = None,
-             average_: Callable[[Iterable[Tensor]], None] | None = None,
+             bar: Bar | None = None, average_: Average | None = None,
              on_epoch: Callable[[UnitProgress], None] | None = None, started: UnitProgress | None = None) -> list[TunedUnit]:
     """Tune the hidden units of `snn`, in place, in forward order; never the first unit, never the head.
 
@@ -106,9 +102,10 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     config = config or FinetuneConfig()
     ann = deepcopy(ann).eval().requires_grad_(False)
     own_parameters_(snn.eval())
-    tuner = _Tuner(snn, ann, batches, check, config, bar or (lambda items, name: items), average_ or (lambda tensors: None))
-    results = []
-    units = [index for index, site in enumerate(tuner.snn_sites) if isinstance(site.module, Unit)]
+    data = UnitData(snn, ann, batches, check, config.epochs, config.online, config.compile, bar or (lambda items, name: items),
+                    average_ or (lambda tensors: None))
+    tuner, results = _Tuner(data, config), []
+    units = [index for index, site in enumerate(data.snn_sites) if isinstance(site.module, Unit)]
     with quantized_once(ann):
         for unit_index, site_index in enumerate(units):
             if unit_index < first:
@@ -120,33 +117,21 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
 
 
 class _Tuner:
-    """The states of both networks around the unit that is tuned, and the tuning of one unit.
+    """The tuning of one unit after the other, on what `data` gives it."""
 
-    The kept spikes are those of a deployment that takes over each unit as it learns.
-    """
-
-    def __init__(self, snn: Network, ann: Network, batches: Batches, check: Batches, config: FinetuneConfig,
-                 bar: Callable[[Iterable, str], Iterable], average_: Callable[[Iterable[Tensor]], None]):
-        self.snn, self.ann, self.batches, self.check, self.config = snn, ann, batches, check, config
-        self.bar, self.average_ = bar, average_
-        self.snn_sites, self.ann_sites = snn.sites(), ann.sites()
-        self.deployed = deploy(snn, compile=config.compile)
-        # Of the training batches the SNN's states in front of the unit and the ANN's behind it; of the check batches the
-        # SNN's states and the labels; with the site in front of which they are.
-        self.states: list[tuple[State, State | Packed]] | None = None
-        self.check_states: list[tuple[State, Tensor]] | None = None
-        self.position = self.check_position = 0
+    def __init__(self, data: UnitData, config: FinetuneConfig):
+        self.data, self.config = data, config
         self.accuracy: float | None = None  # of the network as it is; None before the first measurement
 
     def tune(self, index: int, on_epoch: Callable[[UnitProgress], None] | None = None,
              started: UnitProgress | None = None) -> TunedUnit:
         """Tune the unit at site `index`, from where it has been `started`, and keep the best state."""
-        site = self.snn_sites[index]
+        site = self.data.snn_sites[index]
         unit, config = site.module, self.config
         optimizer = torch.optim.SGD(trained_parameters(unit), config.lr, config.momentum, weight_decay=config.weight_decay)
-        self._advance_check(index)
+        self.data.advance_check(index)
         if started is None:
-            before = best = self._accuracy(index) if self.accuracy is None else self.accuracy
+            before = best = self.data.accuracy(index) if self.accuracy is None else self.accuracy
             kept_epochs, losses = 0, []
         else:
             before, best, kept_epochs, losses = started.before, started.best, started.kept_epochs, list(started.losses)
@@ -154,12 +139,12 @@ class _Tuner:
         kept = _snapshot(unit, optimizer)
         for epoch in range(len(losses), config.epochs):
             losses.append(self._epoch(index, epoch, optimizer))
-            accuracy = self._accuracy(index)
+            accuracy = self.data.accuracy(index)
             if config.force or accuracy > best:
                 best, kept, kept_epochs = accuracy, _snapshot(unit, optimizer), epoch + 1
             else:
                 unit.load_state_dict(kept[0])
-                self.deployed.update_(index, unit)
+                self.data.learned(index)
                 optimizer.load_state_dict(deepcopy(kept[1]))  # it would go on in the snapshot's momentum
             if on_epoch is not None and epoch + 1 < config.epochs:
                 on_epoch(UnitProgress(before, best, kept_epochs, tuple(losses), kept[1]["state"]))
@@ -168,73 +153,19 @@ class _Tuner:
 
     def _epoch(self, index: int, epoch: int, optimizer: torch.optim.Optimizer) -> float:
         """Train the unit for one pass; return its mean loss."""
-        unit, total, count = self.snn_sites[index].module, 0.0, 0
-        for mean_input, spike_rate, target in (self._online if self.config.online else self._kept)(index, epoch):
+        unit, total, count = self.data.snn_sites[index].module, 0.0, 0
+        for mean_input, spike_rate, target in self.data.inputs(index, epoch):
             loss = unit_loss(unit, mean_input, spike_rate, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
+            self.data.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
             optimizer.step()
             total, count = total + loss.item(), count + 1
         found = fault(unit) or (None if math.isfinite(total) else f"the loss is {total:g}")
         if found is not None:  # spikes hide it: a neuron whose current is NaN is merely silent
-            raise ValueError(f"{found} after {self._name(index, epoch)}")
-        self.deployed.update_(index, unit)
+            raise ValueError(f"{found} after {self.data.name(index, epoch)}")
+        self.data.learned(index)
         return total / max(count, 1)
-
-    @torch.no_grad()
-    def _online(self, index: int, epoch: int) -> Iterator[tuple[State, Tensor, Tensor]]:
-        """Yield the unit's mean input x̄, its spike output's mean ȳ and the ANN's output, batch by batch, run from images."""
-        if hasattr(self.batches, "set_epoch"):
-            self.batches.set_epoch(index * self.config.epochs + epoch)
-        for images, _ in self.bar(self.batches, self._name(index, epoch)):
-            state = run(self.snn_sites[:index], State(images))
-            spikes = self.snn_sites[index](state).x
-            means = [None if x is None else mean_over_time(x, self.snn.time_steps) for x in (state.x, state.residual, spikes)]
-            yield State(*means[:2]), means[2], run(self.ann_sites[:index + 1], State(images)).x
-
-    @torch.no_grad()
-    def _kept(self, index: int, epoch: int) -> Iterator[tuple[State, Tensor, Tensor]]:
-        """Yield what `_online` does, from the kept states, which advance to this unit first."""
-        unit = self.snn_sites[index].module
-        if self.states is None:
-            self.states = [(State(images), State(images)) for images, _ in self.batches]
-        start, self.position = self.position, index
-        behind = start + 1 if start else 0
-        for number, (snn, ann) in enumerate(self.bar(self.states, self._name(index, epoch))):
-            # The advanced states replace the old ones one batch at a time: both lists together would need twice the memory.
-            snn = self._spikes(snn, start, index)
-            ann = advance(ann, self.ann_sites, behind, index + 1, time_steps(self.ann.bit))
-            self.states[number] = snn, ann
-            target = unpacked(ann).x
-            self.deployed.update_(index, unit)
-            fired = self.deployed.advance(snn, index, index + 1)
-            mean, spike_rate = self.deployed.mean_input(snn, index), self.deployed.sites[index].module.neuron.rate(fired.x)
-            tensors = (mean.x, mean.residual, spike_rate)
-            x, residual, spike_rate = (None if tensor is None else tensor.to(target.dtype) for tensor in tensors)
-            yield State(x, residual), spike_rate, target
-
-    def _spikes(self, state: State, start: int, stop: int) -> State:
-        return spikes_as_bytes(self.deployed.advance(state, start, stop)) if stop > start else state
-
-    def _name(self, index: int, epoch: int) -> str:
-        return f"{self.snn_sites[index].name}, epoch {epoch + 1}/{self.config.epochs}"
-
-    def _advance_check(self, index: int) -> None:
-        if self.check_states is None:
-            self.check_states = [(State(images), labels) for images, labels in self.check]
-        for number, (state, labels) in enumerate(self.check_states):
-            self.check_states[number] = (self._spikes(state, self.check_position, index), labels)
-        self.check_position = index
-
-    def _accuracy(self, index: int) -> float:
-        """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
-        counts = torch.zeros(2, dtype=torch.float64)  # right ones, all
-        for state, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
-            counts[0] += (self.deployed.finish(state, index).argmax(1) == labels).sum().item()
-            counts[1] += len(labels)
-        self.average_([counts])
-        return 100 * (counts[0] / counts[1].clamp(min=1e-9)).item()
 
 
 def trained_parameters(unit: Unit) -> list[torch.nn.Parameter]:

@@ -9,8 +9,9 @@ import torch
 from models import State
 from snn_layers import FinetuneConfig, deploy, finetune, state_bytes, to_spiking
 from snn_layers.deployed_units import SpikingUnit
-from snn_layers.finetune import _Tuner, unit_loss
+from snn_layers.finetune import unit_loss
 from snn_layers.states import advance, run, spikes_as_bytes, unpacked
+from snn_layers.unit_data import UnitData
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_what_does_not_raise_the_accuracy_is_taken_back(quantized, batches):
 def test_a_revert_restores_the_momentum_too(quantized, batches, monkeypatch):
     """Kept, rejected, rejected: both rejected epochs must have started from the same optimizer state."""
     accuracies, loaded = iter([0.0, 2.0, 1.0, 1.0]), []
-    monkeypatch.setattr(_Tuner, "_accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr(UnitData, "accuracy", lambda *_: next(accuracies))
     load = torch.optim.SGD.load_state_dict
 
     def record(self, state):
