@@ -35,14 +35,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @torch.inference_mode()
 def compare(ann: Network, snn: Network | Deployed, batches: Loader, args: argparse.Namespace) -> dict[str, Any]:
-    """Run both networks on the same batches; return their scores and the statistics of the layers."""
-    meters = {"ann": Meter(batches.device), "snn": Meter(batches.device)}
+    """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics."""
+    ann_meter, *meters = (Meter(batches.device) for _ in range(1 + snn.time_steps))
     with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
         for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", args.limit):
             with autocast(images.device, args.amp):
-                meters["ann"].update(ann(images), labels)
-                meters["snn"].update(snn(images), labels)
-    return {name: meter.scores() for name, meter in meters.items()} | {"layers": monitor.statistics()}
+                ann_meter.update(ann(images), labels)
+                for meter, logits in zip(meters, snn.readouts(images), strict=True):
+                    meter.update(logits, labels)
+    readouts = [meter.scores() for meter in meters]
+    return {"ann": ann_meter.scores(), "snn": readouts[-1], "readout": [scores.top1 for scores in readouts],
+            "layers": monitor.statistics()}
 
 
 def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> None:
@@ -53,6 +56,10 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
     print(f"quantized ANN          {ann_top1:6.2f} %")
     print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
     print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
+    early = [2**power for power in range((snn.time_steps - 1).bit_length())]
+    if early:
+        accuracies = ", ".join(f"{result['readout'][steps - 1]:.2f}" for steps in early)
+        print(f"read out earlier       {accuracies} % after {', '.join(map(str, early))} steps")
     if snn.start != HALF:
         print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):

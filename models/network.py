@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .unit import BasicBlock, Unit
@@ -68,6 +69,14 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]."""
         return self.readout(self.body(images))
+
+    def readouts(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
+        total, means = 0.0, []
+        for steps, x in enumerate(self.body(images).unflatten(0, (self.time_steps, -1)), start=1):
+            total = total + x
+            means.append(total / steps)
+        return self.head(self.pool(torch.cat(means))).unflatten(0, (self.time_steps, -1))
 
     def sites(self) -> list[Site]:
         """Return the body step by step, so that a caller can stop at, or start from, any unit."""

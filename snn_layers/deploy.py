@@ -53,12 +53,21 @@ class Deployed(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.head(self.pool(last))
 
+    @torch.inference_mode()
+    def readouts(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
+        *_, (_, last) = self.units()
+        every = (self.advance(State(part), 0, len(self.sites)).x for part in self.parts(images))
+        rates = torch.cat([last.neuron.rates(spikes) for spikes in every], 1)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(self.pool(rates.flatten(0, 1))).unflatten(0, (self.time_steps, -1))
+
     @torch.no_grad()
     def firing_rates(self, images: Tensor, every: bool = True) -> dict[str, Tensor]:
         """Return the mean output θ · firing rate [B, ...] of the last unit, or of `every` unit, by name."""
         rates: dict[str, list[Tensor]] = {}
         *_, (last, _) = self.units()
-        for part in images.split(self.chunk or self.fitting_chunk(images)):
+        for part in self.parts(images):
             state = State(part)
             for index, site in enumerate(self.sites):
                 state = self.advance(state, index, index + 1)
@@ -84,6 +93,10 @@ class Deployed(nn.Module):
         """Return the logits [B, classes] for a state in front of a site."""
         end = len(self.sites)
         return self.head(self.pool(self.mean_input(self.advance(state, index, end), end).x))
+
+    def parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Split images into those that go through the network at a time."""
+        return images.split(self.chunk or self.fitting_chunk(images))
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""

@@ -71,6 +71,13 @@ class FusedNeuron(nn.Module):
             total = total + later
         return (total.float() - self.zero * self.time_steps) * (self.threshold / self.time_steps)
 
+    def rates(self, spikes: Tensor) -> Tensor:
+        """Return `rate` over the first T' = 1..T steps, [T, B, ...]; the last one is that of all steps, bit for bit."""
+        counts = spikes.unflatten(0, (self.time_steps, -1)).cumsum(0, dtype=torch.float32)  # of integers: exact
+        steps = torch.arange(1, self.time_steps + 1, dtype=torch.float64, device=spikes.device)
+        steps = steps.view(-1, *[1] * (counts.dim() - 1))
+        return (counts - (self.zero * steps).float()) * (self.threshold / steps).float()
+
 
 class EncodingUnit(nn.Module):
     """The first unit: images are no integers, but their current is constant over time: once, in float64."""

@@ -84,6 +84,22 @@ def test_logits_are_those_of_the_network_whatever_the_chunk(quantized):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
+def test_a_readout_after_some_steps_is_the_network_that_runs_as_many(quantized, neuron):
+    snn = to_spiking(quantized, neuron)
+    deployed = [deploy(snn, integer, chunk=2, compile=False) for integer in (False, True)]
+    for network in (snn, *deployed):
+        *early, full = network.readouts(NOISE)
+        torch.testing.assert_close(full, network(NOISE), rtol=1e-5, atol=1e-5)
+        for steps, logits in enumerate(early, start=1):
+            torch.testing.assert_close(logits, to_spiking(quantized, neuron, steps=steps)(NOISE), rtol=1e-4, atol=1e-5)
+    for network in deployed:
+        *_, (_, last) = network.units()
+        spikes = network.advance(State(NOISE), 0, len(network.sites)).x
+        assert torch.equal(last.neuron.rates(spikes)[-1], last.neuron.rate(spikes))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("integer", [False, True])
 def test_a_pass_can_start_at_any_unit(quantized, integer):
     network = deploy(to_spiking(quantized), integer, compile=False)

@@ -8,8 +8,7 @@ import torch
 
 import report
 import utils.report
-from snn_layers import deploy, integrate_and_fire, to_spiking
-from snn_layers.energy import walk
+from snn_layers import integrate_and_fire, to_spiking
 from utils import measure, page, run_pictures
 from utils.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
@@ -18,15 +17,6 @@ from utils.subject import Subject, Tuned, checkpoint_of, read_subject
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SECTIONS = ("Accuracy", "Accuracy against latency", "Layer by layer", "Neurons on the first test image", "Operations and energy",
             "Learning", "Provenance")
-
-
-@pytest.mark.parametrize("neuron", ["signed", "unsigned"])
-def test_a_readout_after_some_steps_is_the_network_that_runs_as_many(quantized, neuron):
-    deployed = deploy(to_spiking(quantized, neuron), compile=False)
-    *_, (_, last) = walk(deployed, IMAGES)
-    for steps, logits in enumerate(measure.readouts(deployed, last.x), start=1):
-        expected = deploy(to_spiking(quantized, neuron, steps=steps), compile=False)(IMAGES)
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("signed", "delay", "start"), [(True, 0, 0.5), (False, 0, 0.5), (True, 2, 0.5), (True, 1, 0.0)])

@@ -117,6 +117,16 @@ def test_tables_share_their_stages():
     assert "resnet20-300epochs/2bit-signed-converted-seed0" in shared
 
 
+def test_early_readouts_are_told_by_the_run_of_all_steps():
+    rows = {row.method: row for row in rows_of("latency", [0], Path("data"), Path("study"), files=Path("nets"))
+            if (row.bit, row.neuron) == (2, "signed")}
+    assert list(rows) == ["1 of 3 steps", "2 of 3 steps", "converted", "delay 1", "delay 2", "delay 3"]
+    result = {"ann": {"top1": 90.0}, "snn": {"top1": 80.0}, "readout": [20.0, 50.0, 80.0], "latency": 3, "seconds": 0.0}
+    found = [figures.measured(row, [[{"result": result, "revision": "r"}]]) for row in list(rows.values())[:3]]
+    assert [(figure.accuracies, figure.latency, figure.stages) for figure in found] == [
+        ([accuracy], steps, ["resnet20-nets/2bit-signed-converted-seed0"]) for steps, accuracy in enumerate(result["readout"], 1)]
+
+
 def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
     networks = Networks("resnet20", Path("data"), Path("study"), extra=("--compile",))
     assert [stage.name for stage in networks.chain(4, 0)] == ["resnet20-300epochs/32bit-seed0",

@@ -82,6 +82,10 @@ def test_evaluation_prints_both_networks_and_the_table(result, capsys):
     assert f"{outcome['ann'].top1:.2f} %" in printed
     assert outcome["ann"].top1 == main.main([*flags(result), "-e"])["scores"].top1
     assert re.search(r"latency +3 steps", printed)
+    *early, full = outcome["readout"]
+    assert full == outcome["snn"].top1
+    assert f"{early[0]:.2f}, {early[1]:.2f} % after 1, 2 steps" in printed
+    assert snn.main([*flags(result), "-e", "--steps", "2"])["snn"].top1 == early[1]
     assert len(re.findall(r"^body\.\S+ +\d", printed, re.MULTILINE)) == 19
 
 

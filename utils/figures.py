@@ -87,7 +87,7 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
         accuracies, last = ([result[which]["test_top1"] for result in results] for which in ("best", "last"))
         seconds, anns = [sum(record["seconds"] for record in records) for records in chains], []
     else:
-        accuracies, last = [result["after"] if "after" in result else result["snn"]["top1"] for result in results], []
+        accuracies, last = [spiking_accuracy(result, row.steps) for result in results], []
         tuning = [[record["result"] for stage, record in zip(chain, records, strict=True) if stage.script not in TRAININGS]
                   for chain, records in zip(row.chains, chains, strict=True)]
         anns = [ann_accuracy(first) for first, *_ in tuning]
@@ -95,9 +95,16 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
     networks = row.networks
     found = PUBLISHED.get((networks.dataset, *row.key))
     return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
-                  results[0].get("latency"), seconds, row.epochs, row.tuning, found and found.accuracy,
+                  row.steps or results[0].get("latency"), seconds, row.epochs, row.tuning, found and found.accuracy,
                   found and found.source, [stage.name for stage in row.stages],
                   sorted({record["revision"] for records in chains for record in records}))
+
+
+def spiking_accuracy(result: dict[str, Any], steps: int | None) -> float:
+    """Return the accuracy in percent that a run of snn.py or snn_ft.py measured, after all steps or the first `steps`."""
+    if steps is not None:
+        return result["readout"][steps - 1]
+    return result["after"] if "after" in result else result["snn"]["top1"]
 
 
 def ann_accuracy(result: dict[str, Any]) -> float:

@@ -53,37 +53,20 @@ def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured
     deployed = deploy(snn, compile=False)
     right, seen, rows = torch.zeros(snn.time_steps, dtype=torch.float64), 0, []
     with quantized_once(ann), LayerMonitor(ann, deployed) as monitor:
-        for images, labels in fitting(batches, deployed):
+        for images, labels in batches:
             ann(images)
             right += right_readouts(deployed, images, labels)
             seen += len(labels)
         statistics = monitor.statistics()
     with quantized_once(ann):
-        for images, _ in fitting(batches, deployed):
-            rows.append((len(images), operations(ann, deployed, images)))
+        for images, _ in batches:
+            rows += [(len(part), operations(ann, deployed, part)) for part in deployed.parts(images)]
     return Measured(name, (100 * right / seen).tolist(), statistics, mean_operations(rows), latency(snn))
-
-
-def fitting(batches: Batches, deployed: Deployed) -> Batches:
-    """Yield batches in parts of as many images as go through a deployed network at a time."""
-    for images, labels in batches:
-        size = deployed.fitting_chunk(images)
-        yield from zip(images.split(size), labels.split(size), strict=True)
-
-
-def readouts(deployed: Deployed, spikes: Tensor) -> Tensor:
-    """Return the logits after the first T' = 1..T steps [T, B, classes] for what the body puts out, [T·B, ...]."""
-    *_, (_, unit) = deployed.units()
-    trains = (spikes.unflatten(0, (deployed.time_steps, -1)).float() - deployed.zero) * unit.neuron.threshold
-    steps = torch.arange(1, deployed.time_steps + 1, device=spikes.device).view(-1, *[1] * (trains.dim() - 1))
-    means = trains.cumsum(0) / steps
-    return deployed.head(deployed.pool(means.flatten(0, 1))).unflatten(0, (deployed.time_steps, -1))
 
 
 def right_readouts(deployed: Deployed, images: Tensor, labels: Tensor) -> Tensor:
     """Return how many of the images are classified right after the first T' = 1..T steps, [T], on the CPU."""
-    *_, (_, last) = walk(deployed, images)
-    return (readouts(deployed, last.x).argmax(2) == labels).sum(1).cpu()
+    return (deployed.readouts(images).argmax(2) == labels).sum(1).cpu()
 
 
 def mean_operations(rows: list[tuple[int, list[Operations]]]) -> list[Operations]:
@@ -107,7 +90,7 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
     for delay in delays:
         snn = to_spiking(ann, neuron, delay)
         deployed, right, seen = deploy(snn, compile=False), 0, 0
-        for images, labels in fitting(batches, deployed):
+        for images, labels in batches:
             right, seen = right + right_readouts(deployed, images, labels), seen + len(labels)
         found.append((delay, latency(snn), (100 * right / seen).tolist()))
     return found

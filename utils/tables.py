@@ -22,6 +22,7 @@ class Row:
 
     Attributes:
         chains: stages in order, one chain a seed; the last stage measures the figure.
+        steps: T' < T after which that stage's network is read out; None: after all.
         neuron: "signed" or "unsigned"; "ANN" where nothing spikes.
         epochs: that each training of the chain got, and what the published schedule has; None: files, see their arguments.
     """
@@ -31,6 +32,7 @@ class Row:
     neuron: str
     method: str
     chains: tuple[tuple[Stage, ...], ...]
+    steps: int | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +68,7 @@ class Row:
 Make = Callable[[Source], tuple[Stage, ...]]
 
 
-def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make) -> Row:
+def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make, steps: int | None = None) -> Row:
     """Return a row of a spiking network; `make` returns the stages behind the network's training.
 
     Where no stage draws anything at random, as in the conversion of a file, 0 is the only seed.
@@ -75,7 +77,7 @@ def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method:
         return (*networks.chain(bit, seed), *make(Source(networks, bit, neuron, seed)))
 
     draws = any(stage.script != "snn" or stage.flag("--calibrate") for stage in chain(seeds[0]))
-    return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else [0])))
+    return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else [0])), steps)
 
 
 def evaluated(kind: str, *flags: str) -> Make:
@@ -163,15 +165,14 @@ def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
 
 
 def latency(networks: Networks, seeds: list[int]) -> list[Row]:
-    """Return accuracy against latency: the first T' of T steps, and a delay of 0 to T."""
+    """Return accuracy against latency: the first T' of T steps, of which one run tells all, and a delay of 0 to T."""
     rows = []
     for bit in (4, 3, 2):
         full = time_steps(bit)
         for neuron in NEURONS:
-            early = [(f"{steps} of {full} steps", f"steps{steps}", ("--steps", str(steps))) for steps in range(1, full)]
-            late = [(f"delay {delay}", f"delay{delay}", ("--delay", str(delay))) for delay in range(1, full + 1)]
-            for method, kind, flags in (*early, ("converted", "converted", ()), *late):
-                rows.append(spiking(networks, bit, neuron, seeds, method, evaluated(kind, *flags)))
+            row, at_once = partial(spiking, networks, bit, neuron, seeds), evaluated("converted")
+            rows += [row(f"{steps} of {full} steps", at_once, steps) for steps in range(1, full)] + [row("converted", at_once)]
+            rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay))) for delay in range(1, full + 1)]
     return rows
 
 
