@@ -17,7 +17,7 @@ BATCH = {"cifar10": (), "imagenet": ("-b", "256", "--accum", "4")}  # published:
 CALIB = 5_000  # images of layer-wise tuning
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
-QUANTIZED = 1.5  # a quantized training step, in float ones
+QUANTIZED, COMPILED = 1.5, 1.2  # a quantized training step, and one with --compile, in float ones
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Networks:
                  *self.extra_of(bit))
         init = self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None
         script = "main" if self.dataset == "cifar10" else "dali_main"
-        factor = 1 if bit == FLOAT_BITS else QUANTIZED
+        factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
         return self.stage(f"seed{seed}", script, bit, flags, init, self.epochs * train * factor, self.epochs * test)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
