@@ -188,7 +188,7 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert notes == "Published: 90.96: APoT"
     bare = markdown.table([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
     assert bare[2:] == ["| neuron |  | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
-                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "Published: none of these figures."]
+                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "No figures of these rows are published."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
     with warnings.catch_warnings():
