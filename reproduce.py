@@ -3,7 +3,7 @@ r"""Measure a table of the paper: plan its runs, make those that are missing, wr
     python reproduce.py                                              # the plan of all tables, nothing is run
     python reproduce.py --table cifar10 --epochs-scale 0.15          # plan and run; shortened schedules, cosine
     python reproduce.py --table cifar10 --rows "resnet20, 3 bits" --list
-    python reproduce.py --table conversion --seeds 0 1 2 --readme README.md
+    python reproduce.py --table conversion --networks result/published --seeds 0 1 2 --readme README.md
     python reproduce.py --table imagenet --rows alexnet --data /data/imagenet2012
 
 Each stage is a call of main.py, dali_main.py, snn.py or snn_ft.py in {study}/{stage}, with a record of its flags, revision and
@@ -13,11 +13,12 @@ result; rows and tables share stages. After each one result/table_{table}.json, 
 import argparse
 from pathlib import Path
 
-from utils import cli, figures, markdown, pictures, script, stages
+from utils import cli, figures, markdown, pictures, script, stages, table_file
 from utils.errors import UserError
 from utils.figures import Figure
 from utils.files import write_text
 from utils.plan import Plan, duration
+from utils.published import PUBLISHED
 from utils.tables import TABLES, Row, rows_of
 
 
@@ -34,8 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
     add("--amp", action="store_true", help="train in bfloat16")
     add("--compile", action="store_true", help="train with compiled quantized activations")
-    add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings "
-        "(conversion: result/published)")
+    add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10, or ImageNet, is (default: data)")
     add("--study", type=Path, default=Path("result/study"), metavar="DIR", help="where the stages are (default: result/study)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_*.* go (default: result)")
@@ -43,6 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.networks and args.table in ("cifar10", "imagenet"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
+    if args.networks and (args.epochs_scale < 1 or args.amp or args.compile):
+        raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale, --amp and --compile out")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: a seed counts once")
     if args.readme and (args.list or args.table is None):
         raise UserError(f"--readme {args.readme}: a plan makes no table; leave --list out and name a --table")
     if args.readme:
@@ -53,19 +57,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
     """Return all rows of a table."""
     extra = (*["--amp"] * args.amp, *["--compile"] * args.compile)
-    files = args.networks or (Path("result/published") if table == "conversion" else None)
-    return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, files)
+    return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, args.networks)
 
 
 def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:
     """Return the rows of each table whose name holds one of the texts; tables without such a row are left out.
 
     Raises:
-        UserError: no table has one.
+        UserError: a text is in no name.
     """
+    for text in texts:
+        if not any(text in row.name for every in rows.values() for row in every):
+            raise UserError(f"--rows {text!r}: no row of {', '.join(rows)} has such a name; without --rows all are listed")
     found = {table: [row for row in every if any(text in row.name for text in texts)] for table, every in rows.items()}
-    if not any(found.values()):
-        raise UserError(f"--rows {' '.join(texts)}: no row of {', '.join(rows)} has such a name; without --rows all are listed")
     return {table: chosen for table, chosen in found.items() if chosen}
 
 
@@ -77,7 +81,7 @@ def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
         old = before.get(row.key)
         figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
-        found = figures.PUBLISHED.get((row.networks.dataset, *row.key))
+        found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
         print(f"{row.name:<44}{state:>24}   {figure:<32}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
@@ -96,10 +100,10 @@ def collect(rows: list[Row], study: Path) -> list[Figure]:
 def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
     """Write the table with what is measured of the chosen rows; figures of others stay. Return all figures."""
     path = args.result / f"table_{table}.json"
-    found = figures.merged(figures.read(path), collect(chosen, args.study), [row.key for row in rows])
+    found = table_file.merged(table_file.read(path), collect(chosen, args.study), [row.key for row in rows])
     if found:
         args.result.mkdir(parents=True, exist_ok=True)
-        figures.write(found, path)
+        table_file.write(found, path)
         pictures.draw(table, found, path.with_suffix(".png"))
     return found
 
@@ -107,18 +111,19 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
 def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
     """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures."""
     plan, path = Plan(chosen, args.study), args.result / f"table_{table}.json"
-    known = figures.read(path)
+    known = table_file.read(path)
     print(f"table {table}")
     report(chosen, plan, known)
     if args.list:
         return known
-    figures.check_same(known, chosen, path)
+    table_file.check_same(known, chosen, path)
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)
         write(table, rows, chosen, args)
     found = write(table, rows, chosen, args)
-    print(f"{len(found)} of {len(rows)} rows: {path}, .csv, .png")
+    drawn = ", .png" * path.with_suffix(".png").exists()
+    print(f"{len(found)} of {len(rows)} rows: {path}, .csv{drawn}")
     if args.readme and found:
         write_text(args.readme, markdown.insert(args.readme.read_text(), table, markdown.table(found)))
     return found

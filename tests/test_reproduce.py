@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import main
 import reproduce
 import snn
-from utils import figures, markdown, pictures, plan, stages
+from utils import figures, markdown, pictures, plan, stages, table_file
 from utils.engine import train_epoch
 from utils.errors import UserError
 from utils.figures import Figure
@@ -87,6 +88,12 @@ def test_a_record_of_other_flags_is_not_taken_for_this_stage(tmp_path):
         stages.run(Stage("a", "snn", ("--bit", "3")), tmp_path)
 
 
+def test_a_stage_is_run_by_one_process_at_a_time(tmp_path):
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a" / stages.LOCK), pytest.raises(UserError, match="stage a: another process runs it"):
+        stages.run(Stage("a", "snn", ()), tmp_path)
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_what_a_stage_starts_from_runs_before_it_and_each_once(table, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
@@ -145,11 +152,16 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stages, "run", None)
     places = ["--study", str(tmp_path), "--result", str(tmp_path)]
-    assert reproduce.main([*places, "--list", "--table", "conversion", "--rows", "2 bits, signed, converted"]) == {"conversion": []}
+    argv = [*places, "--list", "--table", "conversion", "--networks", "nets", "--rows", "2 bits, signed, converted"]
+    assert reproduce.main(argv) == {"conversion": []}
     assert "1 runs are missing" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="no row of cifar10 has such a name"):
-        reproduce.main([*places, "--table", "cifar10", "--rows", "9 bits"])
+    with pytest.raises(UserError, match="--rows '9 bits': no row of cifar10 has such a name"):
+        reproduce.main([*places, "--table", "cifar10", "--rows", "2 bits", "9 bits"])
+    with pytest.raises(UserError, match="nothing is trained"):
+        reproduce.main([*argv, "--epochs-scale", "0.1"])
+    with pytest.raises(UserError, match="--seeds 1 0 1: a seed counts once"):
+        reproduce.main([*places, "--seeds", "1", "0", "1"])
     monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
     assert reproduce.main([*places, "--rows", "vgg16", "vgg11"]) == {"cifar10": [], "imagenet": []}
     with pytest.raises(UserError, match="a plan makes no table"):
@@ -175,11 +187,12 @@ FIGURES = [TRAINED, figure("signed", "converted", [86.5], [0.0]), figure("signed
 
 def test_figures_survive_the_file_and_become_a_table(tmp_path):
     path = tmp_path / "table.json"
-    figures.write(FIGURES, path)
-    assert figures.read(path) == FIGURES
+    table_file.write(FIGURES, path)
+    assert table_file.read(path) == FIGURES
     last = path.with_suffix(".csv").read_text().splitlines()[3]
-    assert last == "resnet20,2,signed,calibrated,87.500,0.707,88.500,3,512,0.8,45 of 300,,"
-    title, _, head, _, *lines, _, notes = markdown.table(FIGURES).splitlines()
+    assert last == "resnet20,2,signed,calibrated,87.500,0.707,2,,88.500,3,512,0.8,45 of 300,,"
+    title, _, head, _, *lines, _, notes, _, trained = markdown.table(FIGURES).splitlines()
+    assert trained.startswith("Trained: the best epoch on the test set")
     assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
     assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  |  | 100.0 |"
     assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |  |"
@@ -196,27 +209,36 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
         pictures.draw("latency", FIGURES[1:2], tmp_path / "one point.png")
     path.write_text('[{"bit": 2}]')
     with pytest.raises(UserError, match="no table of this version"):
-        figures.read(path)
+        table_file.read(path)
 
 
 def test_new_figures_take_the_place_of_those_of_their_row_and_leave_others():
     better = figure("signed", "converted", [87.5], [0.0], epochs="300")
     order = [figure.key for figure in FIGURES]
-    assert figures.merged(FIGURES, [better], order) == [TRAINED, better, FIGURES[2]]
-    assert figures.merged([], [FIGURES[2], TRAINED], order) == [TRAINED, FIGURES[2]]
-    fewer = figure("signed", "calibrated", [87.0], [30.0], stages=["b0"])
-    assert figures.merged(FIGURES, [fewer], order) == FIGURES
+    assert table_file.merged(FIGURES, [better], order) == [TRAINED, better, FIGURES[2]]
+    assert table_file.merged([], [FIGURES[2], TRAINED], order) == [TRAINED, FIGURES[2]]
+    fewer = figure("signed", "calibrated", [88.0], [60.0], tuning="512", stages=["b1"])
+    assert table_file.merged(FIGURES, [fewer], order) == FIGURES
     anew = replace(fewer, accuracies=[86.0])
-    assert figures.merged(FIGURES, [anew], order) == [*FIGURES[:2], anew]
+    assert table_file.merged(FIGURES, [anew], order) == [*FIGURES[:2], anew]
+    other = replace(fewer, stages=["b2"], accuracies=[86.0], seconds=[9.0], revisions=["s"])
+    *_, three = table_file.merged(FIGURES, [other], order)
+    assert three == replace(FIGURES[2], accuracies=[87.0, 88.0, 86.0], anns=[88.5] * 3, seconds=[30.0, 60.0, 9.0],
+                            stages=["b0", "b1", "b2"], revisions=["r", "s"])
+    renamed = replace(fewer, stages=["c0"])
+    assert table_file.merged(FIGURES, [renamed], order) == [*FIGURES[:2], renamed]
 
 
 def test_figures_of_other_networks_do_not_get_into_a_table():
     rows = rows_of("cifar10", [0], Path("data"), Path("study"), scale=0.1)
-    for stage in ("resnet20-30epochs/4bit-seed0", "resnet20-30epochs-compile/4bit-seed0", "no group"):
-        figures.check_same([figure("ANN", "trained", [88.5], [1.0], stages=[stage])], rows, Path("table"))
+    for bit, stage in ((2, "resnet20-30epochs/4bit-seed0"), (2, "no group"), (32, "resnet20-30epochs-compile/32bit-seed0")):
+        table_file.check_same([figure("ANN", "trained", [88.5], [1.0], bit=bit, stages=[stage])], rows, Path("table"))
+    compiled = [figure("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-compile/4bit-seed0"])]
+    with pytest.raises(UserError, match="has figures of resnet20-30epochs-compile"):
+        table_file.check_same(compiled, rows, Path("table"))
     others = [figure("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-amp/4bit-seed0"])]
     with pytest.raises(UserError, match="table has figures of resnet20-30epochs-amp, these rows are of resnet20-30epochs:"):
-        figures.check_same(others, rows, Path("table"))
+        table_file.check_same(others, rows, Path("table"))
 
 
 def test_a_table_goes_between_its_markers():
@@ -228,7 +250,7 @@ def test_a_table_goes_between_its_markers():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "result").glob("table_*.json")), ids=lambda path: path.stem)
 def test_the_readme_shows_the_measured_table(path):
-    readme, measured = (ROOT / "README.md").read_text(), figures.read(path)
+    readme, measured = (ROOT / "README.md").read_text(), table_file.read(path)
     assert markdown.insert(readme, path.stem.removeprefix("table_"), markdown.table(measured)) == readme
     assert all(figure.stages and figure.revisions for figure in measured)
 
@@ -267,7 +289,9 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     assert stages.left(stage, tmp_path) == 0
     assert stages.record_of(stage, tmp_path) is None
     monkeypatch.setattr(stages, "simple", simple)
+    monkeypatch.setattr(stages, "revision", lambda: "later")
     record = stages.run(stage, tmp_path)
+    assert record["revision"].endswith(", later")
     assert record["result"]["last"]["epoch"] == 1
     log = (tmp_path / "stage" / "resnet20_2bit" / "log.jsonl").read_text().splitlines()
     seconds = sum(json.loads(line)["seconds"] for line in log)

@@ -2,6 +2,7 @@
 
 import subprocess
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_bit": int | None, "state_dict": dict}
 
 
+@lru_cache
 def revision() -> str:
     """Return the git revision of the code, with "+" where code has changes; "unknown" outside a checkout.
 
-    Documents and result/, into which runs write tables that are in git, are no code.
+    It is that of the first call, whatever is committed while the process runs. Documents and result/, into which runs write
+    tables that are in git, are no code.
     """
     def git(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=False)

@@ -1,16 +1,10 @@
-"""A table's measured figures, as JSON and as CSV."""
+"""The measured figures of a table."""
 
-import csv
-import json
 import statistics
-from dataclasses import asdict, dataclass
-from io import StringIO
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError
 from .published import PUBLISHED
-from .rundir import write_text
 from .stages import TRAININGS
 from .tables import Row
 
@@ -97,7 +91,7 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
     return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
                   row.steps or results[0].get("latency"), seconds, row.epochs, row.tuning, found and found.accuracy,
                   found and found.source, [stage.name for stage in row.stages],
-                  sorted({record["revision"] for records in chains for record in records}))
+                  sorted({name for records in chains for record in records for name in record["revision"].split(", ")}))
 
 
 def spiking_accuracy(result: dict[str, Any], steps: int | None) -> float:
@@ -110,62 +104,3 @@ def spiking_accuracy(result: dict[str, Any], steps: int | None) -> float:
 def ann_accuracy(result: dict[str, Any]) -> float:
     """Return the accuracy in percent of the network that a run of snn.py or snn_ft.py converted."""
     return result["ann"] if isinstance(result["ann"], float) else result["ann"]["top1"]
-
-
-def write(figures: list[Figure], path: Path) -> None:
-    """Write JSON to `path`, and CSV beside it."""
-    write_text(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
-    lines = StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(("arch", "bit", "neuron", "method", "mean", "std", "ann", "latency", "images", "minutes", "epochs", "published",
-                     "source"))
-    for figure in figures:
-        spread = "" if figure.spread is None else f"{figure.spread:.3f}"
-        ann = "" if figure.ann is None else f"{figure.ann:.3f}"
-        writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, ann, figure.latency or "", figure.tuning,
-                         f"{figure.minutes:.1f}", figure.epochs, figure.published or "", figure.source or ""))
-    write_text(path.with_suffix(".csv"), lines.getvalue())
-
-
-def read(path: Path) -> list[Figure]:
-    """Read what `write` wrote; nothing where there is no such file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    if not path.exists():
-        return []
-    try:
-        return [Figure(**entry) for entry in json.loads(path.read_text())]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} holds no table of this version ({error}): delete it, and it is written anew") from error
-
-
-def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Figure]:
-    """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
-
-    A figure of more seeds, these with the same accuracies among them, stays.
-    """
-    def seeds(figure: Figure) -> set[tuple[str, float]]:
-        return set(zip(figure.stages, figure.accuracies, strict=True))
-
-    known = {figure.key: figure for figure in old}
-    for figure in new:
-        before = known.get(figure.key)
-        if before is None or not seeds(before) > seeds(figure):
-            known[figure.key] = figure
-    return [known[key] for key in order if key in known]
-
-
-def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
-    """Raise UserError if rows would stand in a table beside figures of other networks of their architecture."""
-    known = {figure.arch: _group(figure.stages[0]) for figure in old if "/" in figure.stages[0]}
-    for row in rows:
-        ours = _group(row.stages[0].name)
-        if known.get(row.networks.arch, ours) != ours:
-            raise UserError(f"{path} has figures of {known[row.networks.arch]}, these rows are of {ours}: name another --result, "
-                            "or delete the file")
-
-
-def _group(stage: str) -> str:
-    return stage.split("/")[0].removesuffix("-compile")  # as a float network is trained

@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(f"cannot write {path}: {cause.strerror or cause}; free space, permit writing or restore the directory, "
-                        "then --resume") from error
+                        "then --resume (reproduce.py: the same command)") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,11 @@ def table(figures: list[Figure]) -> str:
         lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
         parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
     notes = sorted({f"{figure.published:.2f}: {figure.source}" for figure in figures if figure.published is not None})
-    return "\n\n".join([*parts, "Published: " + " · ".join(notes) if notes else "No figures of these rows are published."])
+    parts.append("Published: " + " · ".join(notes) if notes else "No figures of these rows are published.")
+    if any(figure.last for figure in figures):
+        parts.append("Trained: the best epoch on the test set, as published, the last one in brackets; minutes of all its "
+                     "trainings from float on. Spiking: minutes of calibration and tuning.")
+    return "\n\n".join(parts)
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:

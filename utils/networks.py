@@ -6,6 +6,7 @@ from pathlib import Path
 from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST
+from .rundir import run_name
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
@@ -69,9 +70,9 @@ class Networks:
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
         bits, (train, test) = BITS[self.dataset], IMAGES[self.dataset]
+        schedule = "step" if self.epochs == EPOCHS[self.dataset] else "cosine"
         flags = ("--epochs", str(self.epochs), "--lr", RATES[self.dataset][bit], "--wd", DECAYS[self.dataset][bit],
-                 "--lr-schedule", "step" if self.scale >= 1 else "cosine", "--seed", str(seed), *BATCH[self.dataset],
-                 *self.extra_of(bit))
+                 "--lr-schedule", schedule, "--seed", str(seed), *BATCH[self.dataset], *self.extra_of(bit))
         init = self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
@@ -88,7 +89,7 @@ class Networks:
         """Return the file of the network with `bit` bits."""
         if self.files is not None:
             return self.files / f"{self.arch}_{bit}bit.pth.tar"
-        return self.study / self.group(bit) / f"{bit}bit-seed{seed}" / f"{self.arch}_{bit}bit" / BEST
+        return self.study / self.group(bit) / f"{bit}bit-seed{seed}" / run_name(self.arch, bit) / BEST
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def draw_table(figures: list[Figure], path: Path) -> None:
     for axes in panels[:, 0]:
         axes.set(yticks=range(len(labels)), yticklabels=labels, ylabel="what is done to the network")
     panels[0][0].invert_yaxis()
-    panels[0][0].legend(fontsize=8)
+    named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    canvas.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
 
@@ -84,8 +85,11 @@ def _panel(axes: Any, figures: list[Figure], labels: list[str]) -> None:
     for neuron, style in (("signed", "o"), ("unsigned", "s")):
         chosen = [figure for figure in figures if figure.neuron == neuron]
         if chosen:
-            axes.errorbar([figure.mean for figure in chosen], [labels.index(figure.method) for figure in chosen],
-                          xerr=[figure.spread or 0 for figure in chosen], fmt=style, capsize=3, label=f"{neuron} neurons")
+            heights = [labels.index(figure.method) for figure in chosen]
+            points = axes.plot([figure.mean for figure in chosen], heights, style, label=f"{neuron} neurons")
+            for figure, height in zip(chosen, heights, strict=True):
+                if figure.spread is not None:
+                    axes.errorbar(figure.mean, height, xerr=figure.spread, capsize=3, color=points[0].get_color())
     if figures:
         axes.axvline(figures[0].ann, color="k", linestyle="--", label="quantized ANN")
     axes.grid(axis="y", alpha=0.3)

@@ -92,4 +92,5 @@ class Plan:
 
 def duration(minutes: float) -> str:
     """Return a time as text."""
-    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    hours = minutes / 60
+    return f"{minutes:.1f} minutes" if minutes < 90 else f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:.0f} days"

@@ -3,7 +3,7 @@
 import argparse
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,25 @@ CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)
 
 
-def plain(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments as plain values that JSON and weights_only loading take."""
-    def simple(value: Any) -> Any:
-        return [simple(item) for item in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+def run_name(arch: str, bit: int, suffix: str = "") -> str:
+    """Return the name of a run's directory; a fine-tuning's has a suffix."""
+    return f"{arch}_{bit}bit{suffix}"
 
-    return {key: simple(value) for key, value in vars(args).items()}
+
+def simple(value: Any) -> Any:
+    """Return what JSON and weights_only loading take: dataclasses and dictionaries as dictionaries, paths as text."""
+    if is_dataclass(value):
+        return simple(asdict(value))
+    if isinstance(value, dict):
+        return {key: simple(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [simple(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments as plain values."""
+    return simple(vars(args))
 
 
 def launchers_of(path: Path) -> list[str | None]:

@@ -23,7 +23,7 @@ from .data import Data, Loader
 from .distributed import Place, agree_, group
 from .elastic import ErrorFile, same_launch
 from .errors import LostError, UserError
-from .rundir import launchers_of, plain
+from .rundir import launchers_of, plain, run_name
 
 PROFILE_ROWS = 15
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
@@ -85,7 +85,7 @@ def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
 
 def run_path(args: argparse.Namespace, suffix: str = "") -> Path:
     """Return the run directory: {result}/{arch}_{bit}bit, `suffix` appended, smoke tests apart."""
-    return args.result / f"{args.arch}_{args.bit}bit{suffix}{'_test' if args.test else ''}"
+    return args.result / run_name(args.arch, args.bit, suffix + "_test" * args.test)
 
 
 def place(network: Network, args: argparse.Namespace, device: torch.device) -> Network:
@@ -95,7 +95,7 @@ def place(network: Network, args: argparse.Namespace, device: torch.device) -> N
 
 def init_path(args: argparse.Namespace) -> Path:
     """Return --init, or the best checkpoint of the run with --arch and --bit."""
-    return args.init or args.result / f"{args.arch}_{args.bit}bit" / BEST
+    return args.init or args.result / run_name(args.arch, args.bit) / BEST
 
 
 def load_usable(args: argparse.Namespace, data: Data) -> Network:

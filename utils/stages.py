@@ -3,15 +3,18 @@
 import hashlib
 import importlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .checkpoint import LAST, revision
 from .errors import UserError
-from .rundir import LOG, write_text
+from .files import write_text
+from .rundir import LOG, simple
 
-RECORD = "record.json"
+RECORD, LOCK = "record.json", "stage.lock"
 TRAININGS = ("main", "dali_main")
 
 
@@ -89,23 +92,38 @@ def digest(stage: Stage) -> str | None:
 def run(stage: Stage, study: Path) -> dict[str, Any]:
     """Return a stage's record; run the stage, from where an interruption left it, if it has not finished.
 
-    The record is there without a result from the start, so that what goes on is what was begun.
+    The record is there without a result from the start, so that what goes on is what was begun; it names each revision
+    that had a part in it.
 
     Raises:
-        UserError: as `record_of`, or there is a run without a record.
+        UserError: as `record_of`, there is a run without a record, another process runs this stage, or the script raises one.
     """
+    directory = study / stage.name
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return _run(stage, study)
+    except Timeout as error:
+        raise UserError(f"stage {stage.name}: another process runs it; wait, or name another --study") from error
+    except UserError as error:
+        error.args = (f"stage {stage.name}: {error}",)
+        raise
+
+
+def _run(stage: Stage, study: Path) -> dict[str, Any]:
     record = _begun(stage, study)
     if record and record["result"] is not None:
         return record
     directory = study / stage.name
     if record is None and _saved(directory):
         raise UserError(f"{directory} holds a run without {RECORD}, of flags unknown: delete it, or name another --study")
-    record = record or {"flags": list(stage.flags), "start": digest(stage), "result": None}
-    directory.mkdir(parents=True, exist_ok=True)
+    record = record or {"flags": list(stage.flags), "start": digest(stage), "revision": revision(), "result": None}
+    if revision() not in record["revision"].split(", "):
+        record["revision"] += f", {revision()}"
     _write(directory, record)
     call = importlib.import_module(stage.script).main
     result = call([*arguments(stage, directory), "--result", str(directory)])
-    record |= {"revision": revision(), "result": simple(result)}
+    record["result"] = simple(result)
     if stage.script in TRAININGS:  # a tuning's result has its own; also those before an interruption
         record["seconds"] = round(sum(line["seconds"] for line in epochs_of(stage, study)), 1)
     _write(directory, record)
@@ -134,14 +152,3 @@ def left(stage: Stage, study: Path) -> float:
     """Return the part that is still to do of a stage without a result, 0 to 1: a training counts its epochs, others run as one."""
     done = len(epochs_of(stage, study))
     return 1 - done / int(stage.flag("--epochs")) if done else 1.0
-
-
-def simple(value: Any) -> Any:
-    """Return a script's result as JSON takes it."""
-    if is_dataclass(value):
-        return simple(asdict(value))
-    if isinstance(value, dict):
-        return {key: simple(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [simple(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -9,6 +9,7 @@ from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST
 from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, Networks, Source
+from .rundir import run_name
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
@@ -24,7 +25,6 @@ class Row:
         chains: stages in order, one chain a seed; the last stage measures the figure.
         steps: T' < T after which that stage's network is read out; None: after all.
         neuron: "signed" or "unsigned"; "ANN" where nothing spikes.
-        epochs: that each training of the chain got, and what the published schedule has; None: files, see their arguments.
     """
 
     networks: Networks
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def epochs(self) -> str:
-        """Return the length of each training beside the published one's."""
+        """Return the length of each training beside the published one's, or where the files are that were not trained here."""
         full = EPOCHS[self.networks.dataset]
         if self.networks.files is not None:
             return f"see {self.networks.files}"
@@ -98,7 +98,7 @@ def whole(source: Source) -> tuple[Stage, ...]:
 def both(source: Source) -> tuple[Stage, ...]:
     """Return layer-wise tuning, then global tuning of what it made."""
     first = source.layerwise("layerwise")
-    result = source.networks.study / first.name / f"{source.networks.arch}_{source.bit}bit_ft" / BEST
+    result = source.networks.study / first.name / run_name(source.networks.arch, source.bit, "_ft") / BEST
     return (first, replace(source, network=result).whole("layerwise-global"))
 
 
