@@ -88,6 +88,13 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
         ("unsigned, layer-wise, delay 1", ours), ("unsigned, layer-wise, delay 1, start 0, 2 steps", other)]
     of_tuning = read_subject(ours.parent)
     assert (of_tuning.path, [tuned.path for tuned in of_tuning.tuned]) == (ann, [ours])
+    # Tuned again: the ANN is still the network that was never tuned; without --init it is the run beside the tuning.
+    again = save("group/2bit-unsigned-x-y-seed0/resnet20_2bit_ft_global", finetune=summary,
+                 args={"init": str(ours), "method": "global"})
+    assert read_subject(again.parent).path == ann
+    assert {tuned.path for tuned in read_subject(ann).tuned} == {ours, other, again}
+    alone, beside = save("run/resnet20_2bit"), save("run/resnet20_2bit_ft", finetune=summary, args={"init": None})
+    assert read_subject(beside.parent).path == alone
     ann.unlink()
     assert "tuned from" in read_subject(ours.parent).notes[0]
     with pytest.raises(UserError, match="name the directory of one run"):
@@ -104,3 +111,11 @@ def test_a_log_of_layerwise_tuning_has_a_curve():
 def test_pages_of_several_runs_have_their_own_places():
     with pytest.raises(UserError, match="2 runs make as many pages"):
         report.main(["a", "b", "--output", "c"])
+
+
+def test_the_provenance_leaves_out_only_what_was_not_given(tmp_path):
+    path = tmp_path / "model_best.pth.tar"
+    path.write_bytes(b"weights")
+    args = {"seed": 0, "start": 0.0, "lr": 0.1, "init": None, "unsigned": False, "directories": []}
+    *_, (_, given) = utils.report.facts(path, {"args": args})
+    assert given == "lr=0.1 seed=0 start=0.0"

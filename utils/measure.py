@@ -1,6 +1,7 @@
 """What the report of a run shows: a quantized network and its spiking ones, measured on the same images."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class Measured:
         readout: accuracy in percent after the first T' = 1..T steps of output.
         layers: firing rate and error, unit by unit.
         operations: layer by layer.
-        latency: in steps; `passes` of it, one a layer that waits, are delays.
+        latency: in steps, from the first input to the last output.
     """
 
     name: str
@@ -99,13 +100,10 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
 @torch.inference_mode()
 def traces(snn: Network, image: Tensor, names: list[str]) -> list[Traces]:
     """Return the traces of the liveliest neurons of the named units on an image [3, H, W], from the plain layers in float64."""
-    dtype = next(snn.parameters()).dtype
-    snn.double()
     found = []
-    for site, state in walk(snn, image[None].double()):
+    for site, state in walk(deepcopy(snn).double(), image[None].double()):
         if site is not None and site.name in names and isinstance(site.module, Unit):
             found.append(trace(site.name, site.module, state.x, state.residual if site.joins else None))
-    snn.to(dtype)
     return found
 
 

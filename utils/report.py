@@ -116,18 +116,19 @@ are counted of neither kind. The fair baseline of an SNN is the quantized ANN of
 def energy_section(networks: list[Measured], ann: Network) -> str:
     """Return operations and energy for an image."""
     rows = networks[0].operations
-    plain = sum(type(unit.conv) in (nn.Conv2d, nn.Linear) for _, unit in ann.units())
+    plain = sum(type(module) in (nn.Conv2d, nn.Linear) for module in ann.modules())
     note = f" The weights of {plain} layers are float32 here: INT8 is what they would take quantized." if plain else ""
     sums, presets = total(rows), (FP32, INT8)
 
     def line(name: str, macs: float, adds: float, energies: list[float], steps: object) -> list[object]:
         return [name, f"{macs / 1e6:.2f}", f"{adds / 1e6:.2f}", *(f"{energy:.2f}" for energy in energies), steps]
 
-    def ann(name: str, skip: bool = False) -> list[object]:
+    def line_of_ann(name: str, skip: bool = False) -> list[object]:
         energies = [ann_energy(rows, preset, skip) for preset in presets]
         return line(name, sums.nonzero if skip else sums.macs, sums.adds, energies, "")
 
-    lines = [[*ann("float ANN")[:4], "", ""], ann("quantized ANN"), ann("quantized ANN, zero activations skipped", skip=True)]
+    lines = [[*line_of_ann("float ANN")[:4], "", ""], line_of_ann("quantized ANN"),
+             line_of_ann("quantized ANN, zero activations skipped", skip=True)]
     lines += [line(f"SNN, {network.name}", network.operations[0].macs, total(network.operations).acs,
                    [snn_energy(network.operations, preset) for preset in presets], network.latency) for network in networks]
     layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
@@ -165,6 +166,6 @@ def provenance(subject: Subject, images: int) -> str:
 def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
     """Return what a checkpoint says of itself, and its checksum."""
     args = contents.get("args", {})
-    given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, False, []))
+    given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, []) and value is not False)
     return [["file", path], ["SHA-256", hashlib.sha256(path.read_bytes()).hexdigest()],
             ["revision", contents.get("revision", "unknown")], ["arguments", given]]

@@ -11,6 +11,7 @@ from snn_layers import HALF, to_spiking
 
 from .checkpoint import BEST, LAST, read_checkpoint, restore_network
 from .errors import UserError
+from .rundir import run_name
 
 SUFFIX = ".pth.tar"
 
@@ -56,6 +57,8 @@ def checkpoint_of(run: Path) -> Path:
     Raises:
         UserError: there is none, or there are several.
     """
+    if not run.exists():
+        raise UserError(f"{run} does not exist: train it first, or correct the path")
     if run.is_file():
         return run
     found = [run / BEST] if (run / BEST).is_file() else sorted(run.glob(f"*/{BEST}"))
@@ -76,13 +79,20 @@ def read_subject(run: Path) -> Subject:
         subject = Subject(title, page, path, contents, restore_network(contents, path))
         subject.tuned = [read_tuned(file) for file in tuned_files(path, subject.network)] if subject.quantized else []
         return subject
-    tuned = read_tuned(path)
-    start = Path(contents["args"]["init"] or "")
+    tuned, start = read_tuned(path), untuned(path)
     if start.is_file():
         original = read_checkpoint(start)
         return Subject(title, page, start, original, restore_network(original, start, tuned.snn.arch, tuned.snn.bit), [tuned])
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
     return Subject(title, page, path, contents, restore_network(contents, path), [tuned], [note])
+
+
+def untuned(path: Path) -> Path:
+    """Return the checkpoint that a fine-tuned one was made from, through all its tunings; itself if it is not fine-tuned."""
+    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
+        start = contents.get("args", {}).get("init")  # without --init snn_ft.py takes the run beside its own
+        path = Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
+    return path
 
 
 def read_tuned(path: Path) -> Tuned:
@@ -102,19 +112,13 @@ def read_tuned(path: Path) -> Tuned:
 
 def tuned_files(path: Path, network: Network) -> list[Path]:
     """Return the fine-tuned networks beside a quantized one: of this directory, of the stages of its group, or `_ft` files."""
-    name = f"{network.arch}_{network.bit}bit"
+    name = run_name(network.arch, network.bit)
     if path.name != BEST:
         return sorted(path.parent.glob(f"{path.name.removesuffix(SUFFIX)}_ft*{SUFFIX}"))
     near = sorted(path.parent.parent.glob(f"{name}_ft*/{BEST}"))
     stages = sorted(path.parent.parent.parent.glob(f"{network.bit}bit-*/{name}_ft*/{BEST}"))
-    chosen = []
-    for file in dict.fromkeys((*near, *stages)):
-        if file.parent.name.endswith("_test"):
-            continue
-        start = read_checkpoint(file).get("args", {}).get("init")
-        if start is None or Path(start).resolve() == path.resolve():
-            chosen.append(file)
-    return chosen
+    files = [file for file in dict.fromkeys((*near, *stages)) if not file.parent.name.endswith("_test")]
+    return [file for file in files if untuned(file).resolve() == path.resolve()]
 
 
 def data_arguments(subject: Subject, data: Path, batch_size: int) -> argparse.Namespace:
