@@ -75,8 +75,8 @@ class Network(nn.Module):
         total, means = 0.0, []
         for steps, x in enumerate(self.body(images).unflatten(0, (self.time_steps, -1)), start=1):
             total = total + x
-            means.append(total / steps)
-        return self.head(self.pool(torch.cat(means))).unflatten(0, (self.time_steps, -1))
+            means.append(self.pool(total / steps))
+        return self.head(torch.stack(means))
 
     def sites(self) -> list[Site]:
         """Return the body step by step, so that a caller can stop at, or start from, any unit."""

@@ -74,10 +74,10 @@ class LayerMonitor:
     def statistics(self) -> list[LayerStatistics]:
         """Return the statistics of the layers in forward order, over all that ran so far, in all processes."""
         rows = []
-        if dist.is_initialized():
-            for sums in self.sums.values():
+        for name, ours in self.sums.items():
+            sums = ours.clone()
+            if dist.is_initialized():
                 dist.all_reduce(sums)
-        for name, sums in self.sums.items():
             spikes, negative, error, count = sums.tolist()
             rate, share = spikes / max(count, 1), max(negative, 0) / max(spikes, 1)
             rows.append(LayerStatistics(name, self.thresholds[name], rate, share, error / max(count, 1)))

@@ -49,29 +49,25 @@ class Deployed(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]."""
-        *_, last = self.firing_rates(images, every=False).values()
-        with torch.autocast(images.device.type, enabled=False):
-            return self.head(self.pool(last))
+        *_, last = self._neurons(len(self.sites))
+        return self._logits(torch.cat([self.pool(last.rate(spikes)) for spikes in self._outputs(images)]))
 
     @torch.inference_mode()
     def readouts(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
-        *_, (_, last) = self.units()
-        every = (self.advance(State(part), 0, len(self.sites)).x for part in self.parts(images))
-        rates = torch.cat([last.neuron.rates(spikes) for spikes in every], 1)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.head(self.pool(rates.flatten(0, 1))).unflatten(0, (self.time_steps, -1))
+        *_, last = self._neurons(len(self.sites))
+        pooled = [self.pool(last.rates(spikes).flatten(0, 1)) for spikes in self._outputs(images)]
+        return self._logits(torch.cat([part.unflatten(0, (self.time_steps, -1)) for part in pooled], 1))
 
     @torch.no_grad()
-    def firing_rates(self, images: Tensor, every: bool = True) -> dict[str, Tensor]:
-        """Return the mean output θ · firing rate [B, ...] of the last unit, or of `every` unit, by name."""
+    def firing_rates(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the mean output θ · firing rate [B, ...] of each unit, by name."""
         rates: dict[str, list[Tensor]] = {}
-        *_, (last, _) = self.units()
         for part in self.parts(images):
             state = State(part)
             for index, site in enumerate(self.sites):
                 state = self.advance(state, index, index + 1)
-                if site.name == last or (every and hasattr(site.module, "neuron")):
+                if hasattr(site.module, "neuron"):
                     rates.setdefault(site.name, []).append(site.module.neuron.rate(state.x))
         return {name: torch.cat(parts) for name, parts in rates.items()}
 
@@ -92,7 +88,7 @@ class Deployed(nn.Module):
     def finish(self, state: State, index: int) -> Tensor:
         """Return the logits [B, classes] for a state in front of a site."""
         end = len(self.sites)
-        return self.head(self.pool(self.mean_input(self.advance(state, index, end), end).x))
+        return self._logits(self.pool(self.mean_input(self.advance(state, index, end), end).x))
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
         """Split images into those that go through the network at a time."""
@@ -111,6 +107,15 @@ class Deployed(nn.Module):
         for site in self.sites:
             if hasattr(site.module, "neuron"):
                 yield site.name, site.module
+
+    def _outputs(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield what the body puts out, part by part."""
+        for part in self.parts(images):
+            yield self.advance(State(part), 0, len(self.sites)).x
+
+    def _logits(self, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)
 
     def _neurons(self, index: int) -> list[FusedNeuron]:
         return [site.module.neuron for site in self.sites[:index] if hasattr(site.module, "neuron")]

@@ -124,18 +124,18 @@ class SpikingUnit(nn.Module):
         # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero.
         weight = weight * scale.sign()[:, None, None, None]
         scale = torch.where(scale == 0, 1, scale.abs())
-        largest = weight.abs().sum((1, 2, 3)).max().item()
+        largest = weight.abs().sum((1, 2, 3))
         factor = torch.zeros_like(scale)
         self.shortcut = None
         if residual_theta is not None and unit.shortcut is None:
             factor += residual_theta
-            largest += (1 + convolution.zero) * (factor / scale).max().item()
+            largest += (1 + convolution.zero) * factor / scale
             bias = bias - convolution.zero * factor
         elif residual_theta is not None:
             side, side_step = weight_integers(unit.shortcut.conv)
             side_gain, side_bias = normalization(unit.shortcut.bn, unit.shortcut.conv.bias)
             factor, bias = side_gain * side_step * residual_theta, bias + side_bias
-            largest += (side.abs().sum((1, 2, 3)) * factor.abs() / scale).max().item()
+            largest += side.abs().sum((1, 2, 3)) * factor.abs() / scale
             self.shortcut = convolution(side, unit.shortcut.conv.stride, unit.shortcut.conv.padding)
         self.linear = isinstance(unit.conv, nn.Linear)
         self.conv = convolution(weight, *((1, 1), (0, 0)) if self.linear else (unit.conv.stride, unit.conv.padding))

@@ -1,7 +1,5 @@
 """The integrate-and-fire equation on accumulators, as one pass: what a deployed network runs between two convolutions."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -10,33 +8,34 @@ from .functional import HALF, RETRACTION
 MANTISSA = 24  # significant bits of a float32
 
 
-def membrane_grid(bound: float) -> float:
-    """Return the finest power of two of whose multiples, up to `bound` and halved, float32 rounds no sum."""
-    return 2.0 ** (math.ceil(math.log2(bound)) - MANTISSA + 1)  # half a threshold lies on half of the grid
+def membrane_grid(bound: Tensor) -> Tensor:
+    """Return the finest powers of two of whose multiples, up to `bound` and halved, float32 rounds no sum."""
+    return 2.0 ** (bound.log2().ceil() - MANTISSA + 1)  # half a threshold lies on half of the grid
 
 
-def split(value: Tensor, grid: float) -> Tensor:
+def split(value: Tensor, grid: Tensor) -> Tensor:
     """Return (high, low) [2, ...] float32 of a float64 tensor: high is a multiple of `grid`, high + low = value to 2^-25 grids."""
     high = (value / grid).round() * grid
     return torch.stack((high, value - high)).float()
 
 
-def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Tensor, largest: float, time_steps: int) -> Tensor:
+def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Tensor, largest: Tensor, time_steps: int) -> Tensor:
     """Return θ, bias, factor of the second input and retraction bound as pairs in units of `scale`, [4, 2, C] float32.
 
     A current is I = scale · accumulator + bias + factor · second, per channel. Divided by `scale`, the accumulator is an
     integer and all else a pair: `high` on a grid so coarse that no sum of it is ever rounded, `low` the rest. So the
     membrane is known to 2^-24 of a grid step, some 2^-35 of θ, and a comparison is rounded between two such rests only:
-    the spikes are those of a float64 run.
+    the spikes are those of a float64 run. Each channel has a grid of its own, since one whose gain has decayed to nearly
+    nothing needs a coarse one, on which the accumulator, that hardly counts there, is rounded.
 
     Args:
         scale: [C] float64, positive.
         threshold, bias, factor: [C] float64.
-        largest: bound on |accumulator| + |factor · second| / scale.
+        largest: [C], bound on |accumulator| + |factor · second| / scale.
         time_steps: T.
     """
     parts = torch.stack((threshold, bias, factor, torch.full_like(scale, RETRACTION))) / scale
-    bound = (time_steps + 1) * (largest + parts.abs().max(1).values.sum().item())
+    bound = (time_steps + 1) * (largest + parts.abs().sum(0))
     return split(parts, membrane_grid(bound)).transpose(0, 1).contiguous()
 
 

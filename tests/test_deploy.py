@@ -142,7 +142,7 @@ def test_fire_is_integrate_and_fire_on_the_current_it_stands_for(seed, steps, si
     second = torch.randint(-1, 2, (steps, 50, 4), generator=draw).float()
     scale, bias, factor = torch.rand(3, 4, generator=draw, dtype=torch.float64)
     theta = torch.full((4,), 0.1 + 8 * torch.rand((), generator=draw).item(), dtype=torch.float64)
-    constants = neuron_constants(scale + 0.01, theta, bias - 0.5, factor, 60 + 1 / 0.01, steps)
+    constants = neuron_constants(scale + 0.01, theta, bias - 0.5, factor, torch.full((4,), 60 + 1 / 0.01), steps)
     current = (scale + 0.01) * accumulator + bias - 0.5 + factor * second
     expected = integrate_and_fire(current, theta[0], signed, delay, start)
     found = fire(accumulator, second, constants, steps, signed, delay, 1, torch.uint8, start)
@@ -164,6 +164,15 @@ def test_the_constants_add_up_without_rounding():
         total = total + (accumulator + high[1]) - (step % 2) * high[0]
         exact = exact + accumulator + high[1].double() - (step % 2) * high[0].double()
     assert torch.equal(total.double(), exact)
+
+
+def test_a_channel_whose_gain_has_decayed_leaves_the_others_exact():
+    scale, others = torch.rand(4, 8, dtype=torch.float64) + 0.01, torch.arange(8) != 3
+    dead = scale[0].clone()
+    dead[3] = 1e-9
+    constants = [neuron_constants(gain, *scale[1:], torch.full((8,), 1000.0), 7) for gain in (scale[0], dead)]
+    assert torch.equal(constants[0][..., others], constants[1][..., others])
+    assert not torch.equal(*constants)
 
 
 def test_one_convolution_a_layer_and_no_quantization_in_a_pass(quantized, operators):
