@@ -89,7 +89,13 @@ def quantize_(network: Network, bit: int, weight_bit: int | None = None) -> Netw
 
 
 def dequantize_(network: Network) -> Network:
-    """Undo `quantize_` in place: float layers that share the parameters; clips and thresholds are dropped."""
+    """Undo `quantize_` in place: float layers that share the parameters; clips and thresholds are dropped.
+
+    Raises:
+        ValueError: a spiking network.
+    """
+    if network.neuron is not None:
+        raise ValueError("the network spikes: take the quantized one that it came from")
 
     def replacement(module: nn.Module) -> nn.Module | None:
         if isinstance(module, QuantReLU):

@@ -118,7 +118,7 @@ class QuantReLU(nn.Module):
         super().__init__()
         self.bits = bits
         self.time_steps = time_steps(bits)
-        self.threshold = nn.Parameter(torch.tensor(threshold))
+        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values in {0, θ/T, ..., θ}, of the shape of x."""

@@ -1,5 +1,7 @@
 """Calibration without training: each channel's bias is shifted until its mean firing rate is that of the ANN."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
     networks calibration", ICML 2021, section 4.1; the rates are those of the neurons here.
     """
     own_parameters_(snn)
+    ann = deepcopy(ann).eval()
     deployed, ann_sites = deploy(snn, compile=False), ann.sites()
     spikes = [State(chunk) for chunk in images.split(CHUNK)]
     activations: list[State | Packed] = list(spikes)

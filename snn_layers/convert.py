@@ -22,11 +22,12 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
 
     Args:
         start: membrane of every neuron before the first step, in θ: 1/2, or 0 as an ablation.
-        steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1.
+        steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1. With a delay the
+            first T' outputs take more than T' steps of input: run all T and see `Deployed.readouts`.
 
     Raises:
-        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..steps, another start,
-            thresholds, variances or weights that cannot be right (names the layer).
+        ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..T or with fewer steps,
+            another start, thresholds, variances or weights that cannot be right (names the layer).
     """
     if network.neuron is not None:
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
@@ -38,8 +39,11 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
     steps = full if steps is None else steps
     if not 1 <= steps <= full:
         raise ValueError(f"steps is {steps}: a {network.bit}-bit network runs 1 to T = {full} time steps")
-    if not 0 <= delay <= steps:
-        raise ValueError(f"delay is {delay}: choose 0 to T = {steps}")
+    if not 0 <= delay <= full:
+        raise ValueError(f"delay is {delay}: choose 0 to T = {full}")
+    if delay and steps < full:
+        raise ValueError(f"delay is {delay} and steps {steps}: the first outputs of neurons that wait take later inputs; run all "
+                         f"{full} steps, of which the accuracy after fewer is told too")
     if start not in (0, HALF):
         raise ValueError(f"start is {start}: choose 0 or {HALF} thresholds")
     check_values(network)

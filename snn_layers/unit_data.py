@@ -33,7 +33,7 @@ class UnitData:
         self.snn_sites, self.ann_sites = snn.sites(), ann.sites()
         self.deployed = deploy(snn, compile=compile)
         # Of the training batches the SNN's states in front of the unit and the ANN's behind it; of the check batches the
-        # SNN's states and the labels; with the site in front of which they are.
+        # SNN's states and the labels; with the site in front of which they are, 0 for images.
         self.states: list[tuple[State, State | Packed]] | None = None
         self.check_states: list[tuple[State, Tensor]] | None = None
         self.position = self.check_position = 0
@@ -85,18 +85,20 @@ class UnitData:
         return f"{self.snn_sites[index].name}, epoch {epoch + 1}/{self.epochs}"
 
     def advance_check(self, index: int) -> None:
-        """Bring the check images' states in front of site `index`."""
+        """Bring the check images' states in front of site `index`; online they stay images."""
         if self.check_states is None:
             self.check_states = [(State(images), labels) for images, labels in self.check]
+        if self.online:
+            return
         for number, (state, labels) in enumerate(self.check_states):
             self.check_states[number] = (self._spikes(state, self.check_position, index), labels)
         self.check_position = index
 
     def accuracy(self, index: int) -> float:
-        """Return the accuracy of the spiking network on the check images in percent, run from site `index`."""
+        """Return the accuracy of the spiking network on the check images in percent, run from where their states are."""
         counts = torch.zeros(2, dtype=torch.float64)  # right ones, all
         for state, labels in self.bar(self.check_states, f"{self.snn_sites[index].name}, check"):
-            counts[0] += (self.deployed.finish(state, index).argmax(1) == labels).sum().item()
+            counts[0] += (self.deployed.finish(state, self.check_position).argmax(1) == labels).sum().item()
             counts[1] += len(labels)
         self.average_([counts])
         return 100 * (counts[0] / counts[1].clamp(min=1e-9)).item()

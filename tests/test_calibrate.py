@@ -43,6 +43,17 @@ def test_an_early_readout_is_calibrated_to_the_same_activations(quantized):
 
 
 @torch.no_grad()
+def test_the_ann_stays_as_it_is_in_training_mode_too(quantized):
+    ann = quantized.train()
+    before = copy.deepcopy(ann.state_dict())
+    expected = calibrate_rates_(to_spiking(ann), copy.deepcopy(ann).eval(), IMAGES).state_dict()
+    found = calibrate_rates_(to_spiking(ann), ann, IMAGES).state_dict()
+    assert ann.training
+    assert all(torch.equal(tensor, ann.state_dict()[name]) for name, tensor in before.items())
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@torch.no_grad()
 def test_chunks_add_up_to_the_whole(quantized, monkeypatch):
     biases = []
     for chunk in (8, 3):

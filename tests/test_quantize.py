@@ -7,6 +7,7 @@ from torch import nn
 import models
 from quant import APoTWeight, EightBitWeight, QuantReLU, calibrate_, dequantize_, quantize_, quantized_once, requantize_
 from quant.calibrate import best_clip, best_threshold
+from snn_layers import to_spiking
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -71,6 +72,11 @@ def test_float_is_left_alone_and_what_is_quantized_is_refused():
         quantize_(network, 3)
     with pytest.raises(ValueError, match="float network starts from a float one"):
         requantize_(network, 32)
+    snn = to_spiking(network)
+    for undo in (dequantize_, lambda network: requantize_(network, 3)):
+        with pytest.raises(ValueError, match="the network spikes"):
+            undo(snn)
+    assert snn.bit == network.bit != 32
 
 
 def test_requantize_keeps_what_was_learned():

@@ -65,8 +65,8 @@ def test_what_cannot_spike_is_refused(quantized):
     for steps in (0, 4):
         with pytest.raises(ValueError, match=f"steps is {steps}: a 2-bit network runs 1 to T = 3"):
             to_spiking(quantized, steps=steps)
-    with pytest.raises(ValueError, match="delay is 3"):
-        to_spiking(quantized, delay=3, steps=2)
+    with pytest.raises(ValueError, match=r"delay is 1 and steps 2: .* run all 3 steps"):
+        to_spiking(quantized, delay=1, steps=2)
     with pytest.raises(ValueError, match="already"):
         quantize_(to_spiking(quantized), 2)
 

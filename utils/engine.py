@@ -74,11 +74,12 @@ def autocast(device: torch.device, enabled: bool, cache: bool = True) -> Abstrac
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
 
-def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None) -> tqdm:
-    """Return a bar over the first `limit` batches; silent where stderr is no terminal, and but for the first process."""
+def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None, every: int = 1) -> tqdm:
+    """Return a bar over the first `limit` batches, drawn after `every` so many; only on a terminal, by the first process."""
     total = len(batches) if total is None else total
     silent = True if dist.is_initialized() and dist.get_rank() > 0 else None
-    return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=silent, dynamic_ncols=True)
+    return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=silent, dynamic_ncols=True,
+                miniters=every)
 
 
 def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,12 @@ class Session:
 def layerwise(args: argparse.Namespace, session: Session) -> None:
     """Tune unit by unit towards the ANN, saving after each."""
     began = time.monotonic()
-    count = session.batches.count
+    count = session.batches.count + session.check.count
     needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
     online = args.online or needed > args.cache
     if online and not args.online:
-        print(f"the states of {count} images take {needed:.1f} GB of --cache {args.cache:g}: going --online")
+        print(f"the states of {count} images, {session.check.count} of them for checks, take {needed:.1f} GB of --cache "
+              f"{args.cache:g}: going --online")
 
     def on_unit(index: int, unit: TunedUnit) -> None:
         session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
@@ -72,7 +74,8 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
     try:
         # The plain layers of --online fire in float32: bfloat16 has too few bits for their sums.
         with autocast(session.batches.device, args.amp and not online, cache=False):
-            finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, progress_bar, average_,
+            bar = partial(progress_bar, every=args.print_freq)
+            finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, bar, average_,
                      on_epoch, started)
     except ValueError as error:
         raise UserError(f"{error}: lower --lr; --resume goes on behind the last epoch that was saved") from error
