@@ -59,7 +59,8 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
     early = [2**power for power in range((snn.time_steps - 1).bit_length())]
     if early:
         accuracies = ", ".join(f"{result['readout'][steps - 1]:.2f}" for steps in early)
-        print(f"read out earlier       {accuracies} % after {', '.join(map(str, early))} steps")
+        after = ", ".join(str(result["latency"] - snn.time_steps + steps) for steps in early)
+        print(f"read out earlier       {accuracies} % after {after} steps")
     if snn.start != HALF:
         print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):
@@ -73,8 +74,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     with script.session(args) as device:
         data = Data(args, device)
-        ann = script.place(script.load_quantized(args, data), args, device)
-        snn = script.spiking(args, ann)
+        start = script.place(script.load_quantized(args, data), args, device)
+        ann, snn = script.original(args, data, start), script.spiking(args, start)
         seconds = script.calibrate(args, snn, ann, data.batches(train=True, augment=True)) if args.calibrate else 0.0
         batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
         network = script.fast(args, snn, batches)

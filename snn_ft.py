@@ -22,10 +22,13 @@ from snn_layers import HALF, latency
 from utils import cli, script
 from utils.checkpoint import LAST, network_state, restore_network
 from utils.data import Data
+from utils.distributed import check_everywhere
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied
 from utils.tuning import Session, globally, layerwise, resumed_state, same_frozen
+
+CACHE = 8  # GB
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -44,8 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="training images, not augmented, on which accuracy is measured meanwhile (default: 2000)")
     add("--force", action="store_true", help="layerwise: keep each epoch's state, also where the accuracy did not rise")
     add("--online", action="store_true", help="layerwise: fresh augmentation in each epoch, the network run up to the unit")
-    add("--cache", type=number(float, 0, what="size"), default=8,
-        help="layerwise: GB for the spikes in front of the unit; what does not fit goes --online (default: 8)")
+    add("--cache", type=number(float, 0, what="size"),
+        help=f"layerwise: GB of each process for spikes in front of the unit; what does not fit goes --online (default: {CACHE})")
     add("--teacher", action="store_true", help="global: learn the ANN's probabilities instead of the labels")
     add("--resume", action="store_true", help="go on after the last finished unit or epoch")
     cli.add_optimizer_flags(parser)
@@ -59,7 +62,11 @@ def defaults(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--teacher: layer-wise tuning learns from the ANN anyway; leave it out, or pass --method global")
     if whole and (args.force or args.online):
         raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
-    for name, value in {"calib": 0 if whole else 10_000,
+    if args.cache is not None and (whole or args.online):
+        raise UserError(f"--cache {args.cache:g}: only layer-wise tuning keeps spikes, and not --online; leave it out")
+    if args.test and args.resume:
+        raise UserError("-t and --prof run a few batches from the start: leave --resume out")
+    for name, value in {"cache": CACHE, "calib": 0 if whole else 10_000,
                         "wd": 5e-4 if args.arch in ("alex", "vgg11") else 1e-4}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -74,12 +81,14 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     kind = "_global" * (args.method == "global") + "_unsigned" * args.unsigned + f"_{args.steps}steps" * bool(args.steps)
     kind += f"_start{args.start:g}" * (args.start != HALF)
     path = script.run_path(args, "_ft" + kind)
+    check_everywhere(path / LAST)
     script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
     data = Data(args, device)
-    ann = script.place(script.load_quantized(args, data), args, device)
-    tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else ann
+    start = script.place(script.load_quantized(args, data), args, device)
+    ann = script.original(args, data, start)
+    tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else start
     snn = script.spiking(args, tuned)
     batches = data.batches(train=True, augment=True, limit=args.calib or None)
     check, test_batches = data.batches(train=True, limit=args.check_images), data.batches(train=False)
@@ -95,7 +104,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
           flush=True)
     history = state.get("history", [])
     if state:
-        same_frozen(tuned, ann, path)
+        same_frozen(tuned, start, path)
         run.log(history)
     if args.calibrate and not state:
         summary["seconds"] += script.calibrate(args, snn, ann, batches)

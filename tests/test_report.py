@@ -78,14 +78,14 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     ann = save("group/2bit-seed0/resnet20_2bit")
     ours = save("group/2bit-unsigned-x-seed0/resnet20_2bit_ft", finetune=summary, args={"init": str(ann), "method": "layerwise"})
     save("group/2bit-signed-y-seed0/resnet20_2bit_ft", finetune=summary, args={"init": str(tmp_path / "other"), "method": "global"})
-    other = save("group/2bit-unsigned-z-seed0/resnet20_2bit_ft_start0", finetune=summary | {"start": 0.0, "steps": 2},
+    other = save("group/2bit-unsigned-z-seed0/resnet20_2bit_ft_start0", finetune=summary | {"start": 0.0, "steps": 2, "delay": 0},
                  args={"init": str(ann), "method": "layerwise"})
     save("group/2bit-unsigned-z-seed0/resnet20_2bit_ft_test", finetune=summary, args={"init": str(ann), "method": "layerwise"})
     subject = read_subject(tmp_path / "group" / "2bit-seed0")
     assert subject.path == ann
     assert subject.page == tmp_path / "group" / "2bit-seed0" / "report.html"
     assert [(tuned.name, tuned.path) for tuned in subject.tuned] == [
-        ("unsigned, layer-wise, delay 1", ours), ("unsigned, layer-wise, delay 1, start 0, 2 steps", other)]
+        ("unsigned, layer-wise, delay 1", ours), ("unsigned, layer-wise, start 0, 2 steps", other)]
     of_tuning = read_subject(ours.parent)
     assert (of_tuning.path, [tuned.path for tuned in of_tuning.tuned]) == (ann, [ours])
     # Tuned again: the ANN is still the network that was never tuned; without --init it is the run beside the tuning.

@@ -113,6 +113,7 @@ def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
     assert any(not torch.equal(before[key], after[key]) for key in after)
     outcome = snn.main([*flags(result), "-e", "--init", str(path / "model_best.pth.tar")])
     assert outcome["snn"].top1 == pytest.approx(tuned["after"])
+    assert outcome["ann"].top1 == tuned["ann"] == snn.main([*flags(result), "-e"])["ann"].top1  # not that of the tuned weights
     assert f"fine-tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     assert [line["unit"] for line in lines] == list(range(1, 19))

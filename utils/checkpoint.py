@@ -17,8 +17,14 @@ from .files import replacing
 from .importer import load_published, load_strictly_
 
 FORMAT = 1
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+SUFFIX = ".pth.tar"
+LAST, BEST = "checkpoint" + SUFFIX, "model_best" + SUFFIX
 HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_bit": int | None, "state_dict": dict}
+
+
+def run_name(arch: str, bit: int, suffix: str = "") -> str:
+    """Return the name of a run's directory; a fine-tuning's has a suffix."""
+    return f"{arch}_{bit}bit{suffix}"
 
 
 @lru_cache
@@ -75,11 +81,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _verify(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a parser raises on a hostile file has no end: IndexError, struct.error, MemoryError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason}): copy or train it again") from error
+        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, not a network: choose another file")
     return contents
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _verify(path: Path) -> None:
@@ -91,6 +101,20 @@ def _verify(path: Path) -> None:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"wrong checksum of {damaged}")
+
+
+def untuned(path: Path) -> Path:
+    """Return the checkpoint that a fine-tuned one was made from, through all its tunings; itself if it is not fine-tuned.
+
+    That is what --init named, without it the run beside this one; of a file X_ft.pth.tar that was moved, X.pth.tar beside it.
+    """
+    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
+        start = contents.get("args", {}).get("init")
+        if path.name != BEST and not (start and Path(start).is_file()):
+            path = path.with_name(path.name.split("_ft")[0] + SUFFIX)
+        else:
+            path = Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
+    return path
 
 
 def load_network(path: str | Path, arch: str | None = None, bit: int | None = None, dataset: str | None = None) -> Network:
@@ -115,8 +139,7 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
     except ValueError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        reason = str(error).strip().splitlines()[0][:120]
-        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason}): copy or train it again") from error
+        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
     return network
 
 

@@ -21,11 +21,6 @@ CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)
 
 
-def run_name(arch: str, bit: int, suffix: str = "") -> str:
-    """Return the name of a run's directory; a fine-tuning's has a suffix."""
-    return f"{arch}_{bit}bit{suffix}"
-
-
 def simple(value: Any) -> Any:
     """Return what JSON and weights_only loading take: dataclasses and dictionaries as dictionaries, paths as text."""
     if is_dataclass(value):
@@ -82,8 +77,8 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             remove_parts(path, FILES)
-            for name in () if resume else FILES:
-                (path / name).unlink(missing_ok=True)
+            for file in () if resume else (*(path / name for name in FILES), *path.glob("events.out.tfevents*")):
+                file.unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
             config = {"arguments": plain(args), "revision": revision(), "versions": versions, "launchers": began}
             write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -18,16 +18,19 @@ from models import Network
 from quant import FLOAT_BITS
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
-from .checkpoint import BEST, LAST, load_network
+from .checkpoint import BEST, LAST, load_network, run_name, untuned
 from .data import Data, Loader
 from .distributed import Place, agree_, group
 from .elastic import ErrorFile, same_launch
 from .errors import LostError, UserError
-from .rundir import launchers_of, plain, run_name
+from .rundir import launchers_of, plain
 
 PROFILE_ROWS = 15
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
 NOTICED = 3.0  # seconds
+# Where a run started, and what is no choice: another value of these changes nothing when it goes on.
+NOT_OF_A_RESUMED_RUN = {"resume", "init", "init_bit", "overwrite", "start_epoch", "scratch", "pretrained", "local_rank", "limit",
+                        "directories", "data", "result", "device"}
 CULPRIT_FIRST = 2.0  # seconds
 
 
@@ -45,6 +48,9 @@ def choose_device(index: int | None, place: Place | None = None) -> torch.device
         return torch.device("cpu")
     if index is not None and place.world > 1:
         raise UserError(f"-id {index}: of {place.world} processes each takes the GPU of its local rank; leave -id out")
+    if index is None and place.local_rank >= available:
+        raise UserError(f"local rank {place.local_rank}: this process sees {available} GPU{'s' * (available > 1)} of its node; "
+                        "start as many processes there, --nproc_per_node, and let each see all")
     index = place.local_rank if index is None else index
     if index >= available:
         raise UserError(f"-id {index}: this machine has {available} GPU{'s' * (available > 1)}, numbered from 0")
@@ -72,13 +78,17 @@ def go_on_after_restart(args: argparse.Namespace, path: Path) -> None:
     """
     if same_launch(launchers_of(path) if (path / LAST).exists() else []):
         args.resume, args.overwrite, args.init = Path(), False, None
+        if hasattr(args, "start_epoch"):
+            args.start_epoch = None
         print(f"started again: going on with {path}", file=sys.stderr)
 
 
 def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
-    """Say which arguments of a resumed run differ from those it was started with."""
+    """Say, on the first process, which arguments of a resumed run differ from those it was started with."""
     now = plain(args)
-    for key in sorted(before.keys() & now.keys() - {"resume", "init", "overwrite", "start_epoch"}):
+    if not Place.of_environment(args.local_rank).first:
+        return
+    for key in sorted(before.keys() & now.keys() - NOT_OF_A_RESUMED_RUN):
         if now[key] != before[key]:
             print(f"resumed with --{key.replace('_', '-')} {now[key]}; it was {before[key]}", file=sys.stderr)
 
@@ -117,6 +127,22 @@ def load_quantized(args: argparse.Namespace, data: Data) -> Network:
     if args.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
     return load_usable(args, data)
+
+
+def original(args: argparse.Namespace, data: Data, network: Network) -> Network:
+    """Return the ANN of the network at `init_path`: where that is fine-tuned, the one that it was made from.
+
+    Its own tuned weights are no longer those of a good ANN; they serve where the other file is not here, and a line says so.
+    """
+    path = init_path(args)
+    start = untuned(path)
+    if start == path:
+        return network
+    if not start.is_file():
+        print(f"{start}, which {path} was tuned from, is not here: the tuned weights serve as the ANN, which is worse for it")
+        return network
+    ann = data.check(load_network(start, args.arch, args.bit, args.dataset), start)
+    return place(ann, args, next(network.parameters()).device)
 
 
 def spiking(args: argparse.Namespace, ann: Network) -> Network:

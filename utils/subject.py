@@ -9,11 +9,8 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from .checkpoint import BEST, LAST, read_checkpoint, restore_network
+from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, untuned
 from .errors import UserError
-from .rundir import run_name
-
-SUFFIX = ".pth.tar"
 
 
 @dataclass
@@ -85,14 +82,6 @@ def read_subject(run: Path) -> Subject:
         return Subject(title, page, start, original, restore_network(original, start, tuned.snn.arch, tuned.snn.bit), [tuned])
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
     return Subject(title, page, path, contents, restore_network(contents, path), [tuned], [note])
-
-
-def untuned(path: Path) -> Path:
-    """Return the checkpoint that a fine-tuned one was made from, through all its tunings; itself if it is not fine-tuned."""
-    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
-        start = contents.get("args", {}).get("init")  # without --init snn_ft.py takes the run beside its own
-        path = Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
-    return path
 
 
 def read_tuned(path: Path) -> Tuned:

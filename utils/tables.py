@@ -7,9 +7,8 @@ from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
 
-from .checkpoint import BEST
+from .checkpoint import BEST, run_name
 from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, Networks, Source
-from .rundir import run_name
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
