@@ -11,6 +11,9 @@ unless --init or --scratch say otherwise. -b is per process. After a failure tor
 """
 
 import argparse
+import sys
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from quant import FLOAT_BITS
@@ -25,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--scratch", action="store_true", help="start below 32 bits from random weights")
     add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (below: the default)")
-    args = training.check(cli.resolve(parser.parse_args(argv)))
+    args = training.check(cli.resolve(parser.parse_args(resume_apart(sys.argv[1:] if argv is None else argv))))
     if args.pretrained and (args.scratch or args.init or args.resume is not None):
         parser.error("--pretrained, --scratch, --init and --resume exclude each other: choose where to start")
     if args.scratch and (args.init or args.resume is not None):
@@ -34,6 +37,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
     args.pretrained = args.pretrained or (args.bit != FLOAT_BITS and not args.scratch and args.init is None and args.resume is None)
     return args
+
+
+def resume_apart(argv: list[str]) -> list[str]:
+    """Return the arguments with a --resume in front of a directory moved behind it: that is ImageNet's, and no checkpoint."""
+    for index, (flag, value) in enumerate(pairwise(argv)):
+        if flag == "--resume" and Path(value).is_dir():
+            return [*argv[:index], *argv[index + 1:], flag]
+    return argv
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

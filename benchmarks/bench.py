@@ -3,7 +3,7 @@
     make bench                                             # all of it
     .venv/bin/python benchmarks/bench.py --only training   # some of it: memory, loader, training, resnet20-2, alex-4, ...
 
-Writes result/bench.json and result/bench.png. SpikingJelly takes part where it is installed (requirements-bench.txt).
+A whole run writes result/bench.json and result/bench.png. SpikingJelly takes part where it is installed (requirements-bench.txt).
 """
 
 import argparse
@@ -79,6 +79,9 @@ def bench(argv: list[str] | None = None) -> list[Row]:
         for row in PARTS[name]():
             rows.append(row)
             print(line(row), flush=True)
+    if set(chosen) != set(PARTS):
+        print(f"{time.monotonic() - began:.0f} s; not written: {RESULT / 'bench.json'} is of all parts")
+        return rows
     RESULT.mkdir(exist_ok=True)
     cpu = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     machine = {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "revision": revision()}

@@ -1,4 +1,4 @@
-"""The whole way in three minutes, without a download: float -> 4 -> 3 -> 2 bits -> spiking networks, on digits.
+"""The whole way in some minutes, without a data set to download: float -> 4 -> 3 -> 2 bits -> spiking networks, on digits.
 
     make demo
 

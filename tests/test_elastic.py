@@ -65,7 +65,7 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch_only(tmp_path, monkeypat
     path = tmp_path / "run"
     launched(monkeypatch, tmp_path, "none_a")
     RunDirectory(path, argparse.Namespace())
-    args = argparse.Namespace(resume=None, overwrite=True, init=Path("start"))
+    args = argparse.Namespace(resume=None, overwrite=True, init=Path("start"), start_epoch=5)
     if name is None:
         monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     else:
@@ -74,8 +74,8 @@ def test_a_restart_goes_on_with_a_run_of_its_own_launch_only(tmp_path, monkeypat
     assert args.resume is None  # killed before its first checkpoint
     (path / LAST).touch()
     script.go_on_after_restart(args, path)
-    assert vars(args) == ({"resume": Path(), "overwrite": False, "init": None} if goes_on else
-                          {"resume": None, "overwrite": True, "init": Path("start")})
+    assert vars(args) == ({"resume": Path(), "overwrite": False, "init": None, "start_epoch": None} if goes_on else
+                          {"resume": None, "overwrite": True, "init": Path("start"), "start_epoch": 5})
     (path / CONFIG).write_text("{}")  # of an earlier version
     args.resume = None
     script.go_on_after_restart(args, path)

@@ -20,6 +20,7 @@ import snn_ft
 from quant import quantize_
 from utils import cli, script
 from utils.checkpoint import network_state, save_checkpoint
+from utils.distributed import Place
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft, "dali_main.py": dali_main}
@@ -78,6 +79,15 @@ def test_a_gpu_that_does_not_exist_is_named(monkeypatch):
         script.choose_device(2)
     assert script.choose_device(1) == torch.device("cuda", 1)
     assert script.choose_device(None) == torch.device("cuda", 0)
+    with pytest.raises(script.UserError, match="local rank 3: this process sees 2 GPUs of its node"):
+        script.choose_device(None, Place(3, 3, 4))
+
+
+def test_resume_in_front_of_the_directory_of_imagenet_takes_no_file(tmp_path):
+    for argv in (["--resume", str(tmp_path)], [str(tmp_path), "--resume"]):
+        args = dali_main.parse(["--bit", "3", *argv])
+        assert (args.resume, args.directories) == (Path(), [tmp_path])
+    assert dali_main.parse(["--bit", "3", "--resume", "file", str(tmp_path)]).resume == Path("file")
 
 
 def test_without_a_gpu_one_line_and_the_cpu(monkeypatch, capsys):

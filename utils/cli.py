@@ -15,6 +15,7 @@ from .imagenet import LOADERS
 MAX_GPUS = 16  # per node; no larger index can be meant
 MAX_SEED = 2**32 - 1
 SMOKE_BATCHES = 10
+WORKERS = 4
 DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
 CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
 
@@ -100,8 +101,8 @@ def add_imagenet_flags(parser: Parser, nargs: str) -> None:
     add("directories", nargs=nargs, type=Path, metavar="DIR",
         help="ImageNet: a directory with train/ and val/, or these two themselves, train first")
     add("--loader", choices=LOADERS, help="ImageNet: what decodes (default: dali where it is installed, else torchvision)")
-    add("-j", "--workers", type=count(0, "number of workers"), default=4,
-        help="ImageNet: threads (DALI) or processes (torchvision) that decode, of each process (default: 4)")
+    add("-j", "--workers", type=count(0, "number of workers"),
+        help=f"ImageNet: threads (DALI) or processes (torchvision) that decode, of each process (default: {WORKERS})")
     add("--dali_cpu", action="store_true", help="ImageNet: DALI decodes on the CPU also where there is a GPU")
     add("--timeout", type=number(float, 1, what="number of seconds"), default=TIMEOUT, metavar="SECONDS",
         help=f"how long a process of several waits for the others before it gives up (default: {TIMEOUT})")
@@ -124,7 +125,8 @@ def new_conversion_parser(description: str | None) -> Parser:
         help=f"membrane of the neurons at the start, in thresholds: {HALF}, or 0 to see what it is good for (default: {HALF})")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
-    add("--reference", action="store_true", help="fire with the plain spiking layers rather than with their fast, exact deployment")
+    add("--reference", action="store_true",
+        help="score, and tune globally, with the plain spiking layers in the place of their fast, exact deployment")
     return parser
 
 
@@ -132,7 +134,7 @@ def add_optimizer_flags(parser: Parser) -> None:
     """Add what training and fine-tuning share."""
     add = parser.add_argument
     add("-p", "--print-freq", type=count(1, "number of batches"), default=10,
-        help="batches between updates of the figures in the progress bar (default: 10)")
+        help="batches between updates of the progress bar (default: 10)")
     add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--overwrite", action="store_true", help="delete the run that is in the directory")
 
@@ -145,7 +147,8 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
     add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"), default=lr, help=f"initial value (default: {lr})")
     add("--lr-schedule", choices=("step", "cosine"), default="step",
         help=f"step: x0.1 at {milestones} of the run; cosine: to 0 (default: step)")
-    add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=wd, help=f"of SGD (default: {wd:g})")
+    add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=wd,
+        help=f"of SGD, on all but clips and thresholds, which have 1e-4 (default: {wd:g})")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
     add("--weight-bit", type=bits, help="bits of the hidden weights where they are to differ from the recipe")
     add("--compile", action="store_true", help="compile the quantized activations: faster steps, after half a minute")
@@ -184,10 +187,15 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     for flag, value in (("-ct", args.cifar_type), ("--data", args.data)):
         if args.directories and value is not None:
             raise UserError(f"{flag} {value}: {args.directories[0]} is ImageNet's directory; leave one of them out")
-    if not args.directories and (vars(args).get("loader") or vars(args).get("dali_cpu")):
-        raise UserError("--loader and --dali_cpu read ImageNet: name its directory, or leave them out")
+    reading = vars(args)
+    if not args.directories and (reading.get("loader") or reading.get("dali_cpu") or reading.get("workers") is not None):
+        raise UserError("--loader, --dali_cpu and --workers read ImageNet: name its directory, or leave them out")
+    if reading.get("dali_cpu") and reading.get("loader") == "torchvision":
+        raise UserError("--dali_cpu --loader torchvision: only DALI decodes on a GPU; leave one out")
     if args.amp and vars(args).get("reference"):
         raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
+    if args.directories and args.workers is None:
+        args.workers = WORKERS
     if not args.directories:
         args.cifar_type, args.data = args.cifar_type or 10, args.data or Path("data")
         need_no_directory(args)

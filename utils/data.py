@@ -1,7 +1,6 @@
 """The data set that the flags name, as loaders with one interface."""
 
 import argparse
-from importlib.util import find_spec
 
 import torch
 
@@ -11,7 +10,7 @@ from models import Network
 from .cifar import ImageSet, TensorLoader, load_images
 from .distributed import Place
 from .errors import UserError
-from .imagenet import ImageFiles, ImageLoader, read_splits
+from .imagenet import ImageFiles, ImageLoader, has_dali, read_splits
 
 Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_epoch(n), and yield (images, labels)
 
@@ -46,7 +45,7 @@ class Data:
         images = self.splits[train]
         if isinstance(images, ImageSet):
             return TensorLoader(images, args.batch_size, augment, args.seed, self.device, limit, args.channels_last)
-        decoder = args.loader or ("dali" if find_spec("nvidia") and find_spec("nvidia.dali") else "torchvision")
+        decoder = args.loader or ("dali" if has_dali() else "torchvision")
         return ImageLoader(images, args.batch_size, augment, decoder, self.device, self.place, args.seed, args.workers,
                            args.dali_cpu, limit, args.channels_last)
 

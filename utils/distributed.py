@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -164,7 +165,9 @@ def once_per_node(task: Callable[[], T], place: Place) -> T:
     return result
 
 
-def wait() -> None:
-    """Wait until all processes are here."""
-    if dist.is_initialized():
-        dist.barrier()
+def check_everywhere(path: Path) -> None:
+    """Raise UserError if a file is there for some of the processes only: their nodes do not see the same directory."""
+    found = torch.tensor([float(path.exists())])
+    average_(iter([found]))
+    if 0 < found.item() < 1:
+        raise UserError(f"{path} is there for some of the processes only: name a --result DIR that all nodes share")

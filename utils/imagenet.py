@@ -153,8 +153,9 @@ class ImageLoader:
             try:
                 pixels, labels = next(batches)
             except Exception as error:  # decoders of foreign files raise what they like, and leave out what they like
-                # They read ahead: the broken file may be of a later batch.
-                damaged = next(filter(None, map(damage, files.paths[start:])), None)
+                # They read ahead: the broken file may be of a later batch. More than that is not looked at, as it takes long.
+                ahead = self.batch_size * (2 * max(self.workers, 1) + 2)
+                damaged = next(filter(None, map(damage, files.paths[start:start + ahead])), None)
                 if damaged is None:
                     raise
                 raise UserError(damaged) from error
@@ -165,10 +166,15 @@ class ImageLoader:
 Decoder = Callable[[ImageFiles, ImageLoader], Iterator[tuple[Tensor, Tensor]]]
 
 
+def has_dali() -> bool:
+    """Return whether DALI is installed."""
+    return bool(find_spec("nvidia") and find_spec("nvidia.dali"))
+
+
 def decoder_named(name: str) -> Decoder:
     """Return the decoder: batches of (pixels [B, 224, 224, 3] uint8, labels [B]) of some files."""
     if name == "dali":
-        if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+        if not has_dali():
             raise UserError("--loader dali: DALI is not installed: pip install -r requirements-imagenet.txt, "
                             "or --loader torchvision")
         from .imagenet_dali import decode

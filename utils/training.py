@@ -47,8 +47,12 @@ def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader,
 
 def published_bit(contents: dict[str, Any], args: argparse.Namespace) -> int | None:
     """Return --bit where `contents` are a published quantized network, which does not say its own; else None."""
-    keys = contents.get("state_dict", contents)
-    return args.bit if "format" not in contents and any(key.endswith("act_alpha") for key in keys) else None
+    state = contents.get("state_dict", contents)
+    known = isinstance(state, dict) and any(str(key).endswith("act_alpha") for key in state)
+    if "format" in contents or not known:
+        return None
+    print(f"{args.init} does not say its bits and is taken for a {args.bit}-bit network; --init-bit says otherwise")
+    return args.bit
 
 
 def fit(network: Network, args: argparse.Namespace, data: Data, train_batches: Loader) -> None:
@@ -67,17 +71,22 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Return the contents of the checkpoint that --resume names; empty without it."""
     if args.resume is None:
         return {}
-    file = path / LAST if args.resume == Path() else args.resume
+    file = resumed_file(args, path)
     state = read_checkpoint(file)
     if file.parent.resolve() != path.resolve() or not {"optimizer", "rng", "args"} <= state.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of the run in {path}; a new run starts from it with --init {file}")
     check_history(state, file)
     if args.weight_bit not in (None, state["weight_bit"]):
         raise UserError(f"--weight-bit {args.weight_bit}: the run in {path} has {state['weight_bit'] or 'that of the recipe'}")
-    if (args.start_epoch or 0) > next_epoch(state):
-        raise UserError(f"--start-epoch {args.start_epoch}: the run in {path} goes on with epoch {next_epoch(state)}, so that some "
-                        "would be left out; leave --start-epoch out")
+    if args.start_epoch not in (None, next_epoch(state)):
+        raise UserError(f"--start-epoch {args.start_epoch}: the run in {path} goes on with epoch {next_epoch(state)}, no other "
+                        "fits its log and its best checkpoint; leave --start-epoch out")
     return state
+
+
+def resumed_file(args: argparse.Namespace, path: Path) -> Path:
+    """Return the checkpoint with which a run in a directory goes on."""
+    return path / LAST if args.resume == Path() else args.resume
 
 
 def next_epoch(state: dict[str, Any]) -> int:
@@ -92,39 +101,41 @@ def check_history(state: dict[str, Any], file: Path) -> None:
         isinstance(line, dict) and isinstance(line.get("epoch"), int) and isinstance(line.get("test_top1"), float)
         for line in history)
     if not whole or any(later["epoch"] != line["epoch"] + 1 for line, later in pairwise(history)):
-        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or --resume {BEST}")
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or --resume {file.with_name(BEST)}")
 
 
-def restore_run(state: dict[str, Any], optimizer: torch.optim.Optimizer, args: argparse.Namespace, path: Path) -> None:
+def restore_run(state: dict[str, Any], optimizer: torch.optim.Optimizer, args: argparse.Namespace, file: Path) -> None:
     """Take over the optimizer's and the random generator's state of a checkpoint; say which flags are new."""
     try:
         restore_(optimizer, state["optimizer"])
         torch.set_rng_state(state["rng"])
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path / LAST} cannot be resumed: {error}; start anew with --init {path / BEST}") from error
+        raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
     script.report_changes(args, state["args"])
 
 
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Train for the epochs that are left, saving each; return best and last line of the log and the directory."""
     path = script.run_path(args)
+    distributed.check_everywhere(path / LAST)
     script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
     data = Data(args, device)
     train_batches, test_batches = data.batches(train=True, augment=True), data.batches(train=False)
     if state:
-        network = restore_network(state, path / LAST, args.arch, args.bit, args.dataset)
-        network = script.place(data.check(network, path / LAST), args, device)
+        file = resumed_file(args, path)
+        network = restore_network(state, file, args.arch, args.bit, args.dataset)
+        network = script.place(data.check(network, file), args, device)
     else:
         network = initial_network(args, data, train_batches, device)
     if args.compile:
         fuse_(network)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if state:
-        restore_run(state, optimizer, args, path)
-    first = args.start_epoch if args.start_epoch is not None else next_epoch(state) if state else 0
-    history = [line for line in state.get("history", []) if line["epoch"] < first]
+        restore_run(state, optimizer, args, file)
+    first = next_epoch(state) if state else args.start_epoch or 0
+    history = list(state.get("history", []))
     trained = distributed.parallel(network)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
@@ -186,6 +197,10 @@ def test(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 def check(args: argparse.Namespace) -> argparse.Namespace:
     """Check the training flags against each other."""
     args.epochs = 1 if args.test else args.epochs
+    if args.test and (args.resume is not None or args.start_epoch):
+        raise UserError("-t and --prof run a few batches from the start: leave --resume and --start-epoch out")
+    if args.compile and args.bit == FLOAT_BITS:
+        raise UserError("--compile: a float network has no quantized activations; leave it out")
     if args.bit == FLOAT_BITS and args.weight_bit not in (None, FLOAT_BITS):
         raise UserError(f"--weight-bit {args.weight_bit}: quantized weights need quantized activations, --bit 2 to 8")
     if args.evaluate and args.resume is not None:
