@@ -82,8 +82,10 @@ def test_full_delay_equals_the_quantized_network(network, neuron):
 @given(quantized_networks(), neurons, st.data())
 @torch.no_grad()
 def test_spikes_are_signs_and_counts_stay_between_0_and_the_steps(network, neuron, data):
-    steps = data.draw(st.integers(1, time_steps(network.bit)))
-    snn = to_spiking(network, neuron, data.draw(st.integers(0, steps)), steps)
+    full = time_steps(network.bit)
+    delay = data.draw(st.integers(0, full))
+    steps = full if delay else data.draw(st.integers(1, full))
+    snn = to_spiking(network, neuron, delay, steps)
     found = trains(snn, images(3, seed=2).double() * data.draw(st.sampled_from([0.1, 1, 30])))
     assert len(found) == len(list(network.units()))
     for train in found:

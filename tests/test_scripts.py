@@ -198,7 +198,7 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
 
 def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
-    snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.3", "-t", *init])
+    snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.15", "-t", *init])
     assert "lower --lr" in capsys.readouterr().err
 
 
