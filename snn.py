@@ -13,16 +13,12 @@ without a look at the test set.
 import argparse
 from typing import Any
 
-import torch
-
 from models import Network
-from quant import quantized_once
-from snn_layers import HALF, Deployed, LayerMonitor, latency, layer_table
+from snn_layers import HALF, latency, layer_table
 from utils import cli, script
 from utils.checkpoint import read_checkpoint
-from utils.data import Data, Loader
-from utils.engine import autocast, progress_bar
-from utils.metrics import Meter
+from utils.data import Data
+from utils.measure import compare
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -31,21 +27,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-e", "--evaluate", action="store_true",
                         help=f"use the test set (default: {cli.CHECK_IMAGES} training images)")
     return cli.resolve(parser.parse_args(argv))
-
-
-@torch.inference_mode()
-def compare(ann: Network, snn: Network | Deployed, batches: Loader, args: argparse.Namespace) -> dict[str, Any]:
-    """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics."""
-    ann_meter, *meters = (Meter(batches.device) for _ in range(1 + snn.time_steps))
-    with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
-        for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", args.limit):
-            with autocast(images.device, args.amp):
-                ann_meter.update(ann(images), labels)
-                for meter, logits in zip(meters, snn.readouts(images), strict=True):
-                    meter.update(logits, labels)
-    readouts = [meter.scores() for meter in meters]
-    return {"ann": ann_meter.scores(), "snn": readouts[-1], "readout": [scores.top1 for scores in readouts],
-            "layers": monitor.statistics()}
 
 
 def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> None:
@@ -80,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
         network = script.fast(args, snn, batches)
         with script.profiled(args):
-            result = compare(ann, network, batches, args)
+            result = compare(ann, network, batches, args.amp, args.limit)
         result |= {"latency": latency(snn), "seconds": seconds, "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
         report(args, snn, result)
     return result

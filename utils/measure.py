@@ -1,8 +1,9 @@
-"""What the report of a run shows: a quantized network and its spiking ones, measured on the same images."""
+"""A quantized network and its spiking ones, measured on the same images: what snn.py prints and the report of a run shows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from quant import quantized_once
 from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
 from snn_layers.energy import Operations, operations, walk
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+from .engine import autocast, progress_bar
+from .metrics import Meter, ReadoutMeter
+
+Batches = Collection[tuple[Tensor, Tensor]]
 RASTER, TRACES = 40, 3  # neurons of a layer in the spike raster, and in the membrane traces
 
 
@@ -49,25 +53,29 @@ class Traces:
 
 
 @torch.inference_mode()
+def compare(ann: Network, snn: Network | Deployed, batches: Batches, amp: bool = False, limit: int | None = None) -> dict[str, Any]:
+    """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics."""
+    device = ann.head.weight.device
+    ann_meter, meter = Meter(device), ReadoutMeter(snn.time_steps, device)
+    with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
+        for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", limit):
+            with autocast(device, amp):
+                ann_meter.update(ann(images), labels)
+                meter.update(snn.readouts(images), labels)
+    readouts = meter.scores()
+    return {"ann": ann_meter.scores(), "snn": readouts[-1], "readout": [scores.top1 for scores in readouts],
+            "layers": monitor.statistics()}
+
+
+@torch.inference_mode()
 def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured:
     """Return what a spiking network does beside its ANN on these images."""
     deployed = deploy(snn, compile=False)
-    right, seen, rows = torch.zeros(snn.time_steps, dtype=torch.float64), 0, []
-    with quantized_once(ann), LayerMonitor(ann, deployed) as monitor:
-        for images, labels in batches:
-            ann(images)
-            right += right_readouts(deployed, images, labels)
-            seen += len(labels)
-        statistics = monitor.statistics()
+    found, rows = compare(ann, deployed, batches), []
     with quantized_once(ann):
         for images, _ in batches:
             rows += [(len(part), operations(ann, deployed, part)) for part in deployed.parts(images)]
-    return Measured(name, (100 * right / seen).tolist(), statistics, mean_operations(rows), latency(snn))
-
-
-def right_readouts(deployed: Deployed, images: Tensor, labels: Tensor) -> Tensor:
-    """Return how many of the images are classified right after the first T' = 1..T steps, [T], on the CPU."""
-    return (deployed.readouts(images).argmax(2) == labels).sum(1).cpu()
+    return Measured(name, found["readout"], found["layers"], mean_operations(rows), latency(snn))
 
 
 def mean_operations(rows: list[tuple[int, list[Operations]]]) -> list[Operations]:
@@ -90,10 +98,10 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
     found = []
     for delay in delays:
         snn = to_spiking(ann, neuron, delay)
-        deployed, right, seen = deploy(snn, compile=False), 0, 0
+        deployed, meter = deploy(snn, compile=False), ReadoutMeter(snn.time_steps, snn.head.weight.device)
         for images, labels in batches:
-            right, seen = right + right_readouts(deployed, images, labels), seen + len(labels)
-        found.append((delay, latency(snn), (100 * right / seen).tolist()))
+            meter.update(deployed.readouts(images), labels)
+        found.append((delay, latency(snn), [scores.top1 for scores in meter.scores()]))
     return found
 
 

@@ -39,3 +39,19 @@ class Meter:
             dist.all_reduce(sums)
         top1, top5, loss, count = sums.tolist()
         return Scores(100 * top1 / max(count, 1), 100 * top5 / max(count, 1), loss / max(count, 1), int(count))
+
+
+class ReadoutMeter:
+    """A meter for each T' = 1..T after which a spiking network is read out."""
+
+    def __init__(self, time_steps: int, device: torch.device | str = "cpu"):
+        self.meters = [Meter(device) for _ in range(time_steps)]
+
+    def update(self, readouts: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [T, B, classes], labels [B]."""
+        for meter, logits in zip(self.meters, readouts, strict=True):
+            meter.update(logits, labels)
+
+    def scores(self) -> list[Scores]:
+        """Return the scores after T' = 1..T steps."""
+        return [meter.scores() for meter in self.meters]
