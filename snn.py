@@ -15,8 +15,7 @@ from typing import Any
 
 from models import Network
 from snn_layers import HALF, latency, layer_table
-from utils import cli, script
-from utils.checkpoint import read_checkpoint
+from utils import cli, loading, script
 from utils.data import Data
 from utils.measure import compare
 
@@ -55,14 +54,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse(argv)
     with script.session(args) as device:
         data = Data(args, device)
-        start = script.place(script.load_quantized(args, data), args, device)
-        ann, snn = script.original(args, data, start), script.spiking(args, start)
-        seconds = script.calibrate(args, snn, ann, data.batches(train=True, augment=True)) if args.calibrate else 0.0
+        start, ann, finetune = loading.load_quantized(args, data, device)
+        snn = loading.spiking(args, start)
+        seconds = loading.calibrate(args, snn, ann, data.batches(train=True, augment=True)) if args.calibrate else 0.0
         batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
-        network = script.fast(args, snn, batches)
+        network = loading.fast(args, snn, batches)
         with script.profiled(args):
             result = compare(ann, network, batches, args.amp, args.limit)
-        result |= {"latency": latency(snn), "seconds": seconds, "finetune": read_checkpoint(script.init_path(args)).get("finetune")}
+        result |= {"latency": latency(snn), "seconds": seconds, "finetune": finetune}
         report(args, snn, result)
     return result
 

@@ -19,7 +19,7 @@ import torch
 
 from models import Network
 from snn_layers import HALF, latency
-from utils import cli, script
+from utils import cli, loading, script
 from utils.checkpoint import LAST, network_state, restore_network
 from utils.data import Data
 from utils.distributed import check_everywhere
@@ -86,16 +86,15 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
     data = Data(args, device)
-    start = script.place(script.load_quantized(args, data), args, device)
-    ann = script.original(args, data, start)
-    tuned = script.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else start
-    snn = script.spiking(args, tuned)
+    start, ann, _ = loading.load_quantized(args, data, device)
+    tuned = loading.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else start
+    snn = loading.spiking(args, tuned)
     batches = data.batches(train=True, augment=True, limit=args.calib or None)
     check, test_batches = data.batches(train=True, limit=args.check_images), data.batches(train=False)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
     def score(network: Network, name: str) -> float:
-        runner = network if network is ann else script.fast(args, network, test_batches)
+        runner = network if network is ann else loading.fast(args, network, test_batches)
         return evaluate(runner, test_batches, args.amp, args.limit, name).top1
 
     summary = state.get("finetune") or {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps, "start": snn.start,
@@ -107,7 +106,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         same_frozen(tuned, start, path)
         run.log(history)
     if args.calibrate and not state:
-        summary["seconds"] += script.calibrate(args, snn, ann, batches)
+        summary["seconds"] += loading.calibrate(args, snn, ann, batches)
         summary["calibrated"] = score(snn, "calibrated SNN")
         print(f"test set: calibrated SNN {summary['calibrated']:.2f} %", flush=True)
 

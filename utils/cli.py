@@ -187,12 +187,12 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     for flag, value in (("-ct", args.cifar_type), ("--data", args.data)):
         if args.directories and value is not None:
             raise UserError(f"{flag} {value}: {args.directories[0]} is ImageNet's directory; leave one of them out")
-    reading = vars(args)
-    if not args.directories and (reading.get("loader") or reading.get("dali_cpu") or reading.get("workers") is not None):
+    given = vars(args)
+    if not args.directories and (given.get("loader") or given.get("dali_cpu") or given.get("workers") is not None):
         raise UserError("--loader, --dali_cpu and --workers read ImageNet: name its directory, or leave them out")
-    if reading.get("dali_cpu") and reading.get("loader") == "torchvision":
+    if given.get("dali_cpu") and given.get("loader") == "torchvision":
         raise UserError("--dali_cpu --loader torchvision: only DALI decodes on a GPU; leave one out")
-    if args.amp and vars(args).get("reference"):
+    if args.amp and given.get("reference"):
         raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
     if args.directories and args.workers is None:
         args.workers = WORKERS

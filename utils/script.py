@@ -1,4 +1,4 @@
-"""What the scripts share besides flags: the device, their network, the profiler, and the frame around main().
+"""What the scripts share besides flags and networks: the device, the run's place, the profiler, and the frame around main().
 
 The frame turns a user's mistake into one line and exit code 2.
 """
@@ -14,20 +14,13 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from models import Network
-from quant import FLOAT_BITS
-from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
-
-from .checkpoint import BEST, LAST, load_network, run_name, untuned
-from .data import Data, Loader
-from .distributed import Place, agree_, group
+from .checkpoint import LAST, run_name
+from .distributed import Place, group
 from .elastic import ErrorFile, same_launch
 from .errors import LostError, UserError
 from .rundir import launchers_of, plain
 
 PROFILE_ROWS = 15
-COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
-NOTICED = 3.0  # seconds
 # Where a run started, and what is no choice: another value of these changes nothing when it goes on.
 NOT_OF_A_RESUMED_RUN = {"resume", "init", "init_bit", "overwrite", "start_epoch", "scratch", "pretrained", "local_rank", "limit",
                         "directories", "data", "result", "device"}
@@ -85,9 +78,9 @@ def go_on_after_restart(args: argparse.Namespace, path: Path) -> None:
 
 def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
     """Say, on the first process, which arguments of a resumed run differ from those it was started with."""
-    now = plain(args)
     if not Place.of_environment(args.local_rank).first:
         return
+    now = plain(args)
     for key in sorted(before.keys() & now.keys() - NOT_OF_A_RESUMED_RUN):
         if now[key] != before[key]:
             print(f"resumed with --{key.replace('_', '-')} {now[key]}; it was {before[key]}", file=sys.stderr)
@@ -96,91 +89,6 @@ def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
 def run_path(args: argparse.Namespace, suffix: str = "") -> Path:
     """Return the run directory: {result}/{arch}_{bit}bit, `suffix` appended, smoke tests apart."""
     return args.result / run_name(args.arch, args.bit, suffix + "_test" * args.test)
-
-
-def place(network: Network, args: argparse.Namespace, device: torch.device) -> Network:
-    """Move a network to the device and the memory format."""
-    return network.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
-
-
-def init_path(args: argparse.Namespace) -> Path:
-    """Return --init, or the best checkpoint of the run with --arch and --bit."""
-    return args.init or args.result / run_name(args.arch, args.bit) / BEST
-
-
-def load_usable(args: argparse.Namespace, data: Data) -> Network:
-    """Load the network that is to be evaluated or converted; see `init_path`.
-
-    Raises:
-        UserError: nothing to load, a file that serves as a start for training only, or one for other classes.
-    """
-    path = init_path(args)
-    network = load_network(path, args.arch, args.bit, args.dataset)
-    if network.trainable_start:
-        raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
-                        f"train it first, --init {path}")
-    return data.check(network, path)
-
-
-def load_quantized(args: argparse.Namespace, data: Data) -> Network:
-    """Load the network that is to be converted."""
-    if args.bit == FLOAT_BITS:
-        raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
-    return load_usable(args, data)
-
-
-def original(args: argparse.Namespace, data: Data, network: Network) -> Network:
-    """Return the ANN of the network at `init_path`: where that is fine-tuned, the one that it was made from.
-
-    Its own tuned weights are no longer those of a good ANN; they serve where the other file is not here, and a line says so.
-    """
-    path = init_path(args)
-    start = untuned(path)
-    if start == path:
-        return network
-    if not start.is_file():
-        print(f"{start}, which {path} was tuned from, is not here: the tuned weights serve as the ANN, which is worse for it")
-        return network
-    ann = data.check(load_network(start, args.arch, args.bit, args.dataset), start)
-    return place(ann, args, next(network.parameters()).device)
-
-
-def spiking(args: argparse.Namespace, ann: Network) -> Network:
-    """Convert a quantized network with the neuron and the delay of the flags."""
-    try:
-        return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay, args.steps, args.start)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Loader) -> float:
-    """Calibrate the rates on augmented training images as --calibrate asks for; return the seconds that it took."""
-    began = time.monotonic()
-    images = batches.first(args.calibrate)
-    calibrate_rates_(snn, ann, images)
-    agree_(snn)
-    seconds = time.monotonic() - began
-    print(f"calibrated on {len(images)} training images in {seconds:.1f} s")
-    return seconds
-
-
-def compiles(args: argparse.Namespace, snn: Network, batches: Loader) -> bool:
-    """Return whether it pays to compile the neuron for these batches."""
-    return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
-
-
-def fast(args: argparse.Namespace, snn: Network, batches: Loader) -> Network | Deployed:
-    """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
-    if args.reference:
-        return snn
-    network = deploy(snn, compile=compiles(args, snn, batches))
-    if compiles(args, snn, batches):
-        began = time.monotonic()
-        network(batches.first(2 * network.fitting_chunk(batches.first(1))))
-        seconds = time.monotonic() - began
-        if seconds > NOTICED:
-            print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
-    return network
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import models
 from models import Network
 from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 
-from . import cli, distributed, script
+from . import cli, distributed, loading, script
 from .checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
 from .data import Data, Loader
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
@@ -27,7 +27,7 @@ def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader,
     """Return the network to train: fresh, or from --init or TorchVision and, where bits changed, fitted to training images."""
     if args.init is None and not args.pretrained:
         network = models.build(args.arch, args.dataset, data.classes)
-        return script.place(quantize_(network, args.bit, args.weight_bit), args, device)
+        return loading.place(quantize_(network, args.bit, args.weight_bit), args, device)
     source = args.init or f"TorchVision's {args.arch}"
     contents = read_checkpoint(args.init) if args.init else distributed.once_per_node(partial(download, args.arch), data.place)
     network = restore_network(contents, source, args.arch, args.init_bit or published_bit(contents, args), args.dataset)
@@ -37,7 +37,7 @@ def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader,
     data.check(network, source)
     fits = (network.bit, network.weight_bit) == (args.bit, args.weight_bit) and not network.trainable_start
     try:
-        network = script.place(requantize_(network, args.bit, args.weight_bit), args, device)
+        network = loading.place(requantize_(network, args.bit, args.weight_bit), args, device)
     except ValueError as error:
         raise UserError(f"--init {source}: {error}") from error
     if not fits:
@@ -126,7 +126,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if state:
         file = resumed_file(args, path)
         network = restore_network(state, file, args.arch, args.bit, args.dataset)
-        network = script.place(data.check(network, file), args, device)
+        network = loading.place(data.check(network, file), args, device)
     else:
         network = initial_network(args, data, train_batches, device)
     if args.compile:
@@ -185,7 +185,7 @@ def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 def test(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Evaluate a network on the test set and print its scores."""
     data = Data(args, device)
-    network = script.place(script.load_usable(args, data), args, device)
+    network = loading.place(loading.load_usable(args, data)[0], args, device)
     if args.weight_bit not in (None, network.weight_bit):
         raise UserError(f"--weight-bit {args.weight_bit}: the network has {network.weight_bit or 'that of the recipe'}")
     scores = evaluate(network, data.batches(train=False), args.amp, args.limit)

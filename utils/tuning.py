@@ -14,7 +14,7 @@ import torch
 from models import Network
 from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
 
-from . import script
+from . import loading, script
 from .checkpoint import LAST, read_checkpoint
 from .data import Loader
 from .distributed import average_, parallel
@@ -68,7 +68,7 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
         session.save()
 
     config = FinetuneConfig(args.num_epochs, args.lr, args.momentum, args.wd, args.force, online,
-                            script.compiles(args, session.snn, session.batches) and not args.reference)
+                            loading.compiles(args, session.snn, session.batches) and not args.reference)
     first = session.history[-1]["unit"] + 1 if session.history else 1
     started = UnitProgress(**session.progress) if session.progress else None
     try:
@@ -90,10 +90,10 @@ def globally(args: argparse.Namespace, session: Session) -> None:
     own_parameters_(session.snn)
 
     def checked() -> Scores:
-        return evaluate(script.fast(args, session.snn, session.check), session.check, args.amp)
+        return evaluate(loading.fast(args, session.snn, session.check), session.check, args.amp)
 
     before = session.history[0]["check_before"] if session.history else checked().top1
-    network = parallel(RateNetwork(session.snn, not args.reference, script.compiles(args, session.snn, session.batches)))
+    network = parallel(RateNetwork(session.snn, not args.reference, loading.compiles(args, session.snn, session.batches)))
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)

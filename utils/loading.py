@@ -1,0 +1,108 @@
+"""The networks that the scripts work on: loaded, placed, converted, calibrated, made fast."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import Network
+from quant import FLOAT_BITS
+from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
+
+from .checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
+from .data import Data, Loader
+from .distributed import agree_
+from .errors import UserError
+
+COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
+NOTICED = 3.0  # seconds
+
+
+def place(network: Network, args: argparse.Namespace, device: torch.device) -> Network:
+    """Move a network to the device and the memory format."""
+    return network.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+
+
+def init_path(args: argparse.Namespace) -> Path:
+    """Return --init, or the best checkpoint of the run with --arch and --bit."""
+    return args.init or args.result / run_name(args.arch, args.bit) / BEST
+
+
+def load_usable(args: argparse.Namespace, data: Data) -> tuple[Network, dict[str, Any]]:
+    """Load the network that is to be evaluated or converted, and the contents of its checkpoint; see `init_path`.
+
+    Raises:
+        UserError: nothing to load, a file that serves as a start for training only, or one for other classes.
+    """
+    path = init_path(args)
+    contents = read_checkpoint(path)
+    network = restore_network(contents, path, args.arch, args.bit, args.dataset)
+    if network.trainable_start:
+        raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
+                        f"train it first, --init {path}")
+    return data.check(network, path), contents
+
+
+def load_quantized(args: argparse.Namespace, data: Data, device: torch.device) -> tuple[Network, Network, dict[str, Any] | None]:
+    """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned."""
+    if args.bit == FLOAT_BITS:
+        raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
+    network, contents = load_usable(args, data)
+    network = place(network, args, device)
+    if "finetune" not in contents:
+        return network, network, None
+    return network, place(original(args, data) or network, args, device), contents["finetune"]
+
+
+def original(args: argparse.Namespace, data: Data) -> Network | None:
+    """Load the ANN that the fine-tuned network at `init_path` was made from.
+
+    None where that is not here: then the tuned weights serve, no longer those of a good ANN, and a line says so.
+    """
+    path = init_path(args)
+    start = untuned(path)
+    if not start.is_file():
+        print(f"{start}, which {path} was tuned from, is not here: the tuned weights serve as the ANN, which is worse for it")
+        return None
+    return data.check(load_network(start, args.arch, args.bit, args.dataset), start)
+
+
+def spiking(args: argparse.Namespace, ann: Network) -> Network:
+    """Convert a quantized network with the neuron and the delay of the flags."""
+    try:
+        return to_spiking(ann, "unsigned" if args.unsigned else "signed", args.delay, args.steps, args.start)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def calibrate(args: argparse.Namespace, snn: Network, ann: Network, batches: Loader) -> float:
+    """Calibrate the rates on augmented training images as --calibrate asks for; return the seconds that it took."""
+    began = time.monotonic()
+    images = batches.first(args.calibrate)
+    calibrate_rates_(snn, ann, images)
+    agree_(snn)
+    seconds = time.monotonic() - began
+    print(f"calibrated on {len(images)} training images in {seconds:.1f} s")
+    return seconds
+
+
+def compiles(args: argparse.Namespace, snn: Network, batches: Loader) -> bool:
+    """Return whether it pays to compile the neuron for these batches."""
+    return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not args.test
+
+
+def fast(args: argparse.Namespace, snn: Network, batches: Loader) -> Network | Deployed:
+    """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
+    if args.reference:
+        return snn
+    network = deploy(snn, compile=compiles(args, snn, batches))
+    if compiles(args, snn, batches):
+        began = time.monotonic()
+        network(batches.first(2 * network.fitting_chunk(batches.first(1))))
+        seconds = time.monotonic() - began
+        if seconds > NOTICED:
+            print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
+    return network
