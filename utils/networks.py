@@ -18,6 +18,7 @@ CALIB = 5_000  # images of layer-wise tuning
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # a quantized training step, and one with --compile, in float ones
+STEP = 0.5  # a time step of a deployed spiking network, in float forward passes
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Source:
 
     @property
     def spiking_pass(self) -> float:
-        """Return what a spiking pass costs, in float ones."""
-        return time_steps(self.bit) / 2
+        """Return what a spiking pass of T steps costs, in float ones."""
+        return time_steps(self.bit) * STEP
 
     def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...]) -> Stage:
         """Return a stage whose directory is named for bits, neuron, kind and seed."""
@@ -112,10 +113,14 @@ class Source:
         flags = (*NEURONS[self.neuron], "--seed", str(self.seed), *flags)
         return self.networks.stage(f"{self.neuron}-{kind}-seed{self.seed}", script, self.bit, flags, init, passes=passes)
 
-    def evaluated(self, kind: str, *flags: str) -> Stage:
+    def evaluated(self, kind: str, *flags: str, delay: int = 0) -> Stage:
         """Return a run of snn.py on the test set."""
         test = IMAGES[self.networks.dataset][1]
-        return self.stage("snn", kind, test * (1 + self.spiking_pass), ("-e", *flags))
+        return self.stage("snn", kind, test * (1 + self.spiking_pass + delay * STEP), ("-e", *flags))
+
+    def delayed(self, delay: int) -> Stage:
+        """Return a run of snn.py whose neurons wait `delay` steps."""
+        return self.evaluated(f"delay{delay}", "--delay", str(delay), delay=delay)
 
     def layerwise(self, kind: str, *flags: str) -> Stage:
         """Return a run of layer-wise fine-tuning."""

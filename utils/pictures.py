@@ -1,5 +1,6 @@
 """Pictures of a table's figures."""
 
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,26 @@ def draw_latency(figures: list[Figure], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{neuron} neurons")
         axes.axhline(chosen[0].ann, color="k", linestyle="--", label="quantized ANN")
         axes.axvline(time_steps(bit), color="0.7", linewidth=1)
-        ticks = sorted({figure.latency for figure in chosen})
-        axes.set(xscale="log", xlim=(ticks[0] / 1.15, ticks[-1] * 1.15), xlabel="latency (steps)",
+        latencies = sorted({figure.latency for figure in chosen})
+        axes.set(xscale="log", xlim=(latencies[0] / 1.15, latencies[-1] * 1.15), xlabel="latency (steps)",
                  ylabel=f"accuracy on the {chosen[0].dataset} test set (%)",
                  title=f"{chosen[0].arch}, {bit} bits: T' < {time_steps(bit)} | delay > 0")
-        axes.set_xticks(ticks[::max(1, len(ticks) // 8)], [str(tick) for tick in ticks[::max(1, len(ticks) // 8)]])
+        ticks = _readable([time_steps(bit), latencies[-1], *latencies])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    _legend(canvas)
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
+
+
+def _readable(values: list[int]) -> list[int]:
+    """Return those of the values, the first ones first, whose labels do not touch on a logarithmic axis."""
+    kept: list[int] = []
+    for value in values:
+        if all(abs(log(value / other)) > 0.08 * log(max(values) / min(values)) for other in kept):
+            kept.append(value)
+    return kept
 
 
 def draw_table(figures: list[Figure], path: Path) -> None:
@@ -75,8 +86,7 @@ def draw_table(figures: list[Figure], path: Path) -> None:
     for axes in panels[:, 0]:
         axes.set(yticks=range(len(labels)), yticklabels=labels, ylabel="what is done to the network")
     panels[0][0].invert_yaxis()
-    named = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    canvas.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)
+    _legend(canvas)
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
 
@@ -93,3 +103,8 @@ def _panel(axes: Any, figures: list[Figure], labels: list[str]) -> None:
     if figures:
         axes.axvline(figures[0].ann, color="k", linestyle="--", label="quantized ANN")
     axes.grid(axis="y", alpha=0.3)
+
+
+def _legend(canvas: Any) -> None:
+    named = {label: handle for axes in canvas.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    canvas.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)

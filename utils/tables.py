@@ -84,6 +84,11 @@ def evaluated(kind: str, *flags: str) -> Make:
     return lambda source: (source.evaluated(kind, *flags),)
 
 
+def delayed(delay: int) -> Make:
+    """Return what makes one run of snn.py with a delay."""
+    return lambda source: (source.delayed(delay),)
+
+
 def layerwise(kind: str, *flags: str) -> Make:
     """Return what makes one run of layer-wise tuning."""
     return lambda source: (source.layerwise(kind, *flags),)
@@ -114,7 +119,7 @@ def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
             ("signed", "converted", evaluated("converted")),
             ("signed", "layer-wise", layerwise("layerwise")),
             ("signed", "calibrated, global", whole),
-            ("signed", f"delay {full}", evaluated(f"delay{full}", "--delay", str(full)))]
+            ("signed", f"delay {full}", delayed(full))]
         rows += [spiking(networks, bit, neuron, seeds, method, make) for neuron, method, make in kinds]
     return rows
 
@@ -134,7 +139,7 @@ def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Ro
     full, half = time_steps(bit), 2 ** (bit - 1)
     rows = [row("converted", evaluated("converted")), row("calibrated", evaluated("calibrated", *CALIBRATE))]
     if bit < 4 and neuron == "signed":
-        rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay))) for delay in (1, 2, full)]
+        rows += [row(f"delay {delay}", delayed(delay)) for delay in (1, 2, full)]
         early = evaluated(f"calibrated-steps{half}", "--steps", str(half), *CALIBRATE)
         rows.append(row(f"calibrated, {half} of {full} steps", early))
     return rows
@@ -171,7 +176,7 @@ def latency(networks: Networks, seeds: list[int]) -> list[Row]:
         for neuron in NEURONS:
             row, at_once = partial(spiking, networks, bit, neuron, seeds), evaluated("converted")
             rows += [row(f"{steps} of {full} steps", at_once, steps) for steps in range(1, full)] + [row("converted", at_once)]
-            rows += [row(f"delay {delay}", evaluated(f"delay{delay}", "--delay", str(delay))) for delay in range(1, full + 1)]
+            rows += [row(f"delay {delay}", delayed(delay)) for delay in range(1, full + 1)]
     return rows
 
 
