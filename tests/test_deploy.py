@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import models
 from models import State
 from quant import APoTWeight, calibrate_, compiled, quantize_
+from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.fused import fire, neuron_constants
 from utils.checkpoint import load_network
@@ -228,3 +229,16 @@ def test_the_compiled_neuron_fires_the_same(quantized):
             snn = to_spiking(quantized, neuron)
             assert torch.equal(deploy(snn, integer)(NOISE), deploy(snn, integer, compile=False)(NOISE))
     assert compiled(fire).fused is not fire
+
+
+@pytest.mark.slow
+def test_a_function_with_too_many_versions_goes_on_uncompiled():
+    def shifted(x: torch.Tensor, signs: tuple[bool, ...]) -> torch.Tensor:
+        for up in signs:
+            x = x + 1 if up else x - 1
+        return x
+
+    fused = Compiled(shifted, limit=1)
+    assert fused(torch.zeros(3), (True,)).tolist() == [1, 1, 1]
+    with pytest.warns(UserWarning, match="shifted is not compiled"):
+        assert fused(torch.zeros(3), (False, False)).tolist() == [-2, -2, -2]
