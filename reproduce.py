@@ -1,7 +1,7 @@
 r"""Measure a table of the paper: plan its runs, make those that are missing, write the figures. Goes on where it was interrupted.
 
     python reproduce.py                                              # the plan of all tables, nothing is run
-    python reproduce.py --table cifar10 --epochs-scale 0.15          # plan and run; shortened schedules, cosine
+    python reproduce.py --table cifar10 --epochs-scale 0.15 --result result/mine    # plan and run; shortened, cosine
     python reproduce.py --table cifar10 --rows "resnet20, 3 bits" --list
     python reproduce.py --table conversion --networks result/published --seeds 0 1 2 --readme README.md
     python reproduce.py --table imagenet --rows alexnet --data /data/imagenet2012
@@ -28,7 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--table", choices=TABLES, help="the table to measure (default: only plan, all of them)")
     add("--list", action="store_true", help="only plan: what is there, what is missing, how long it would take")
-    add("--rows", nargs="+", default=[""], metavar="TEXT", help='only rows whose name holds one of these, as "2 bits, signed"')
+    add("--rows", nargs="+", default=[""], metavar="TEXT",
+        help='only rows of these names, or whose name holds one of these, as "2 bits, signed"')
     add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0],
         help="of training, calibration and fine-tuning; what draws nothing at random runs once (default: 0)")
     add("--epochs-scale", type=cli.number(float, 0, 1, "part of the schedule"), default=1.0, metavar="PART",
@@ -61,15 +62,19 @@ def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
 
 
 def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:
-    """Return the rows of each table whose name holds one of the texts; tables without such a row are left out.
+    """Return the rows of each table whose name is one of the texts, or holds one that is no row's whole name.
+
+    Tables without such a row are left out.
 
     Raises:
         UserError: a text is in no name.
     """
+    names = {row.name for every in rows.values() for row in every}
     for text in texts:
-        if not any(text in row.name for every in rows.values() for row in every):
+        if not any(text in name for name in names):
             raise UserError(f"--rows {text!r}: no row of {', '.join(rows)} has such a name; without --rows all are listed")
-    found = {table: [row for row in every if any(text in row.name for text in texts)] for table, every in rows.items()}
+    meant = {name for name in names for text in texts if name == text or (text in name and text not in names)}
+    found = {table: [row for row in every if row.name in meant] for table, every in rows.items()}
     return {table: chosen for table, chosen in found.items() if chosen}
 
 
@@ -110,13 +115,15 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
 
 def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
     """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures."""
-    plan, path = Plan(chosen, args.study), args.result / f"table_{table}.json"
+    path = args.result / f"table_{table}.json"
     known = table_file.read(path)
+    if not args.list:
+        table_file.check_same(known, chosen, path)
+    plan = Plan(chosen, args.study)
     print(f"table {table}")
     report(chosen, plan, known)
     if args.list:
         return known
-    table_file.check_same(known, chosen, path)
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)
