@@ -79,6 +79,8 @@ def draw_table(figures: list[Figure], path: Path) -> None:
             chosen = [figure for figure in spiking if (figure.arch, figure.bit) == (arch, bit)]
             for figure in trained:
                 axes.axvline(figure.mean, color="0.6", linestyle=":", label="float network")
+            if not chosen:
+                axes.set_visible(False)
             _panel(axes, chosen, labels)
             axes.set(title=f"{arch}, {bit} bits, T = {time_steps(bit)}")
     for axes in panels[-1]:

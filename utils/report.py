@@ -136,7 +136,8 @@ def energy_section(networks: list[Measured], ann: Network) -> str:
     drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
     return page.section(
         "Operations and energy", page.paragraph(ENERGY + note),
-        page.table(["network", "MACs, millions", "additions, millions", "FP32, µJ", "INT8, µJ", "latency, steps"], lines),
+        page.table(["network", "MACs, millions", "additions, millions", *(f"{preset.name}, µJ" for preset in presets),
+                    "latency, steps"], lines),
         page.pictures([drawn]),
         "<details><summary>Operations layer by layer, millions for an image</summary>",
         page.table(["layer", "ANN, MACs", *(f"{network.name}, additions" for network in networks)], layers), "</details>")
