@@ -114,6 +114,19 @@ def test_each_row_has_a_name_of_its_own():
         assert not any("32 bits" in name for name in names)  # "2 bits" would find it
 
 
+def test_a_whole_name_chooses_its_row_and_a_part_of_one_all_that_hold_it():
+    rows = {"conversion": rows_of("conversion", [0], Path("data"), Path("study"), files=Path("nets"))}
+
+    def methods(*texts: str) -> list[str]:
+        return [row.method for row in reproduce.choose(rows, list(texts))["conversion"]]
+
+    assert methods("resnet20, 2 bits, unsigned, calibrated") == ["calibrated"]
+    assert methods("2 bits, unsigned, calibrated") == ["calibrated", "calibrated, global"]
+    assert methods("resnet20, 2 bits, unsigned, calibrated", "2 bits, unsigned, con") == ["converted", "calibrated"]
+    with pytest.raises(UserError, match="no row of conversion"):
+        methods("5 bits")
+
+
 def test_tables_share_their_stages():
     def names(table: str) -> set[str]:
         rows = rows_of(table, [0], Path("data"), Path("study"))
@@ -145,8 +158,8 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
         "calibrated, global": 2, "calibrated, global, 2 of 3 steps": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
     assert {row.method: row.tuning for row in rows if row.bit == 2} == {
         "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
-        "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "layer-wise": "5,000",
-        "global": "40,000", "layer-wise, global": "5,000 + 40,000"}
+        "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
+        "layer-wise": "5,000, 1 of 8 epochs", "layer-wise, global": "5,000, 1 of 8 epochs + 40,000"}
 
 
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -318,10 +331,15 @@ def command(data: Path, where: Path, rows: list[str], epochs: int = 2) -> list[s
             "--study", str(where / "study"), "--result", str(where / "result")]
 
 
-def digits(where: Path) -> list[dict]:
-    """Return a table without times, revisions and directories."""
+def digits(where: Path) -> tuple[list[dict], dict[str, list[dict]]]:
+    """Return a table and the logs of its runs, with the loss of each epoch, without times and revisions."""
+    def timeless(entry: dict) -> dict:
+        return {key: value for key, value in entry.items() if key not in ("seconds", "revisions")}
+
     entries = json.loads((where / "result" / "table_cifar10.json").read_text())
-    return [{key: value for key, value in entry.items() if key not in ("seconds", "revisions")} for entry in entries]
+    logs = {str(log.relative_to(where)): [timeless(json.loads(line)) for line in log.read_text().splitlines()]
+            for log in sorted(where.glob("study/**/log.jsonl"))}
+    return [timeless(entry) for entry in entries], logs
 
 
 def test_a_killed_table_goes_on_to_the_same_figures(tiny, tmp_path):
@@ -341,7 +359,8 @@ def test_a_killed_table_goes_on_to_the_same_figures(tiny, tmp_path):
     whole, *kills, last = json.loads(done.stdout)
     assert (whole, last) == (0, 0), (tmp_path / "broken.log").read_text()
     assert all(code < 0 for code in kills)
-    assert len(digits(tmp_path / "whole")) == 1
+    entries, logs = digits(tmp_path / "whole")
+    assert len(entries) == len(logs) == 1
     assert (tmp_path / "broken.log").read_text().count("epoch 2/2") == 1  # the last run wrote the record alone
     assert digits(tmp_path / "broken") == digits(tmp_path / "whole")
 

@@ -9,7 +9,7 @@ from quant import FLOAT_BITS, time_steps
 from .errors import UserError
 from .figures import Figure
 
-HEAD = ("neuron", "", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
+HEAD = ("neuron", "method", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
 NONE_PUBLISHED = "none published"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST, run_name
-from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, Networks, Source
+from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
@@ -51,9 +51,15 @@ class Row:
 
     @property
     def tuning(self) -> str:
-        """Return how many training images calibration and tuning see, in order; empty without them."""
-        sums = [stage.flag(name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name)]
-        return " + ".join(f"{int(number):,}" for number in sums)
+        """Return how many training images calibration and tuning see, in order; empty without them.
+
+        Layer-wise tuning is shorter than the published one, and says so.
+        """
+        def seen(stage: Stage, name: str) -> str:
+            whole = name == "--calibrate" or stage.flag("--method")
+            return f"{int(stage.flag(name)):,}" + ("" if whole else f", 1 of {PUBLISHED_TUNING} epochs")
+
+        return " + ".join(seen(stage, name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name))
 
     @property
     def epochs(self) -> str:
