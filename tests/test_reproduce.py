@@ -213,7 +213,7 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
     bare = markdown.table([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
-    assert bare[2:] == ["| neuron |  | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
+    assert bare[2:] == ["| neuron | method | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
                         "| signed | converted | 86.50 | -2.00 | 3 |", "", "No figures of these rows are published."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
@@ -244,7 +244,7 @@ def test_new_figures_take_the_place_of_those_of_their_row_and_leave_others():
 
 def test_figures_of_other_networks_do_not_get_into_a_table():
     rows = rows_of("cifar10", [0], Path("data"), Path("study"), scale=0.1)
-    for bit, stage in ((2, "resnet20-30epochs/4bit-seed0"), (2, "no group"), (32, "resnet20-30epochs-compile/32bit-seed0")):
+    for bit, stage in ((2, "resnet20-30epochs/4bit-seed0"), (32, "resnet20-30epochs-compile/32bit-seed0")):
         table_file.check_same([figure("ANN", "trained", [88.5], [1.0], bit=bit, stages=[stage])], rows, Path("table"))
     compiled = [figure("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-compile/4bit-seed0"])]
     with pytest.raises(UserError, match="has figures of resnet20-30epochs-compile"):
@@ -265,7 +265,13 @@ def test_a_table_goes_between_its_markers():
 def test_the_readme_shows_the_measured_table(path):
     readme, measured = (ROOT / "README.md").read_text(), table_file.read(path)
     assert markdown.insert(readme, path.stem.removeprefix("table_"), markdown.table(measured)) == readme
-    assert all(figure.stages and figure.revisions for figure in measured)
+    for figure in measured:
+        for stage, accuracy in zip(figure.stages, figure.accuracies, strict=True):
+            record = json.loads((ROOT / "result" / "study" / stage / "record.json").read_text())
+            result, revisions = record["result"], record["revision"].split(", ")
+            steps = figure.latency if " steps" in figure.method and "calibrated" not in figure.method else None
+            found = result["best"]["test_top1"] if figure.neuron == "ANN" else figures.spiking_accuracy(result, steps)
+            assert (found, set(revisions) <= set(figure.revisions)) == (accuracy, True), stage
 
 
 def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path):

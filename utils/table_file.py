@@ -77,7 +77,7 @@ def united(old: Figure | None, new: Figure) -> Figure:
 
 def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
     """Raise UserError if rows would stand in a table beside figures of other networks of their architecture."""
-    known = [(figure.arch, figure.bit, _group(figure.stages[0])) for figure in old if "/" in figure.stages[0]]
+    known = [(figure.arch, figure.bit, _group(figure.stages[0])) for figure in old]
     for row in rows:
         ours = _group(row.stages[0].name)
         for arch, bit, group in known:
