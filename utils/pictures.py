@@ -80,7 +80,8 @@ def draw_table(figures: list[Figure], path: Path) -> None:
             for figure in trained:
                 axes.axvline(figure.mean, color="0.6", linestyle=":", label="float network")
             if not chosen:
-                axes.set_visible(False)
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
+                axes.set_xticks([])
             _panel(axes, chosen, labels)
             axes.set(title=f"{arch}, {bit} bits, T = {time_steps(bit)}")
     for axes in panels[-1]:

@@ -56,8 +56,8 @@ class Row:
         Layer-wise tuning is shorter than the published one, and says so.
         """
         def seen(stage: Stage, name: str) -> str:
-            whole = name == "--calibrate" or stage.flag("--method")
-            return f"{int(stage.flag(name)):,}" + ("" if whole else f", 1 of {PUBLISHED_TUNING} epochs")
+            published = 1 if name == "--calibrate" or stage.flag("--method") else PUBLISHED_TUNING[stage.dataset]
+            return f"{int(stage.flag(name)):,}" + (f", 1 of {published} epochs" if published > 1 else "")
 
         return " + ".join(seen(stage, name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name))
 
