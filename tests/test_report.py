@@ -92,7 +92,12 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     again = save("group/2bit-unsigned-x-y-seed0/resnet20_2bit_ft_global", finetune=summary,
                  args={"init": str(ours), "method": "global"})
     assert read_subject(again.parent).path == ann
-    assert {tuned.path for tuned in read_subject(ann).tuned} == {ours, other, again}
+    # And with another seed: each has a name of its own, as the page has its figures by name.
+    seed = save("group/2bit-unsigned-x-seed1/resnet20_2bit_ft", finetune=summary, args={"init": str(ann), "method": "layerwise"})
+    assert {tuned.path: tuned.name for tuned in read_subject(ann).tuned} == {
+        ours: "unsigned, layer-wise, delay 1, 2bit-unsigned-x-seed0/resnet20_2bit_ft",
+        seed: "unsigned, layer-wise, delay 1, 2bit-unsigned-x-seed1/resnet20_2bit_ft",
+        other: "unsigned, layer-wise, start 0, 2 steps", again: "unsigned, layer-wise, global, delay 1"}
     alone, beside = save("run/resnet20_2bit"), save("run/resnet20_2bit_ft", finetune=summary, args={"init": None})
     assert read_subject(beside.parent).path == alone
     ann.unlink()

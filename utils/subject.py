@@ -1,7 +1,9 @@
 """What a report is about: a run, a stage of reproduce.py, or a checkpoint, with the fine-tuned networks that belong to it."""
 
 import argparse
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, untuned
+from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tuned_from, untuned
 from .errors import UserError
 
 
@@ -74,7 +76,7 @@ def read_subject(run: Path) -> Subject:
     title = f"{contents.get('arch', '')}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:
         subject = Subject(title, page, path, contents, restore_network(contents, path))
-        subject.tuned = [read_tuned(file) for file in tuned_files(path, subject.network)] if subject.quantized else []
+        subject.tuned = told_apart(map(read_tuned, tuned_files(path, subject.network))) if subject.quantized else []
         return subject
     tuned, start = read_tuned(path), untuned(path)
     if start.is_file():
@@ -90,13 +92,30 @@ def read_tuned(path: Path) -> Tuned:
     summary = contents["finetune"]
     neuron = summary["neuron"]
     snn = to_spiking(restore_network(contents, path), neuron, summary["delay"], summary.get("steps"), summary.get("start", HALF))
-    args = contents.get("args", {})
-    how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
-    calibrated = "calibrated, " if args.get("calibrate") else ""
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
-    name = f"{neuron}, {calibrated}{how}" + "".join(text for value, usual, text in others if value != usual)
+    name = ", ".join([neuron, *methods(path)]) + "".join(text for value, usual, text in others if value != usual)
     return Tuned(name, snn, contents.get("history", []), path)
+
+
+def methods(path: Path) -> list[str]:
+    """Return what was done to a network before and in its last tuning, in order."""
+    if not path.is_file() or "finetune" not in (contents := read_checkpoint(path)):
+        return []
+    args = contents.get("args", {})
+    how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
+    return [*methods(tuned_from(path, contents)), *["calibrated"] * bool(args.get("calibrate")), how]
+
+
+def told_apart(tuned: Iterable[Tuned]) -> list[Tuned]:
+    """Return the tunings, those of the same name, as of several seeds, with the end of their path."""
+    tuned = list(tuned)
+    names = Counter(one.name for one in tuned)
+
+    def place(path: Path) -> str:
+        return "/".join(path.parts[-3:-1]) if path.name == BEST else path.name
+
+    return [replace(one, name=f"{one.name}, {place(one.path)}") if names[one.name] > 1 else one for one in tuned]
 
 
 def tuned_files(path: Path, network: Network) -> list[Path]:
