@@ -123,7 +123,10 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     print(f"table {table}")
     report(chosen, plan, known)
     if args.list:
+        print(f"{plan.remedy}; their time is not counted\n" if plan.lost else "", end="")
         return known
+    if plan.lost:
+        raise UserError(plan.remedy)
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)

@@ -331,6 +331,28 @@ def test_a_stage_that_ended_before_it_began_runs_when_its_start_is_there(network
     assert stages.run(stage, tmp_path)["start"] == stages.digest(stage)
 
 
+def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monkeypatch, capsys):
+    """A study of which the records were passed on, but not every network, as in git."""
+    monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
+    monkeypatch.setattr(stages, "run", None)
+    rows = [row for row in rows_of("cifar10", [0], Path("data"), tmp_path) if row.name.startswith("resnet20, ")]
+    row = next(row for row in rows if row.name.endswith("4 bits, signed, converted"))
+    first, second, conversion = row.chains[0]
+    for stage in (first, second):
+        (tmp_path / stage.name).mkdir(parents=True)
+        record = {"flags": list(stage.flags), "start": None, "revision": "r", "result": {"best": {}, "last": {}}, "seconds": 1.0}
+        (tmp_path / stage.name / stages.RECORD).write_text(json.dumps(record))
+    assert Plan([row], tmp_path).lost == [second, first]
+    argv = ["--table", "cifar10", "--rows", row.name, "--study", str(tmp_path), "--result", str(tmp_path)]
+    assert reproduce.main([*argv, "--list"]) == {"cifar10": []}
+    assert f"the networks of {tmp_path / second.name}, {tmp_path / first.name} are not here" in capsys.readouterr().out
+    with pytest.raises(UserError, match="delete the directories to train anew"):
+        reproduce.main(argv)
+    conversion.init.parent.mkdir()
+    conversion.init.write_bytes(b"network")
+    assert Plan([row], tmp_path).lost == []
+
+
 def command(data: Path, where: Path, rows: list[str], epochs: int = 2) -> list[str]:
     """Return the arguments of a run of reproduce.py on a few images."""
     return ["--table", "cifar10", "--epochs-scale", str(epochs / 300), "--rows", *rows, "--data", str(data),

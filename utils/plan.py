@@ -66,6 +66,7 @@ class Plan:
 
     Attributes:
         missing: each stage once, what it starts from first.
+        lost: finished stages whose network is gone and needed, as of a study of which only the figures were passed on.
     """
 
     def __init__(self, rows: list[Row], study: Path):
@@ -74,12 +75,19 @@ class Plan:
         # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
         self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
         self.missing = list(self.left)
+        self.lost = list(dict.fromkeys(stage for row in rows for chain in row.chains for stage in stages.lost(chain, study)))
         kinds = [(stage.arch, stage.dataset, "--amp" in stage.flags) for stage in self.missing]
         self.speeds = {kind: probe(*kind) for kind in dict.fromkeys(kinds)}
 
     def minutes(self, chosen: list[Stage]) -> float:
         """Return the minutes that the missing ones among these stages would take."""
         return sum(self.left[stage] * self._seconds(stage) for stage in chosen if stage in self.left) / 60
+
+    @property
+    def remedy(self) -> str:
+        """Return what helps with the stages that are lost."""
+        places = ", ".join(str(self.study / stage.name) for stage in self.lost)
+        return f"the networks of {places} are not here, only their figures: put them there, or delete the directories to train anew"
 
     def of_row(self, row: Row) -> list[Stage]:
         """Return the stages that a row misses."""

@@ -136,10 +136,24 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 
 def arguments(stage: Stage, directory: Path) -> list[str]:
     """Return the arguments that start a stage, or that go on with a training which an interruption has left behind."""
-    goes_on = _saved(directory)
+    init = ["--init", str(stage.init)] if reads_start(stage, directory) else []
+    return [*stage.flags, *init, *stage.place, *["--resume"] * _saved(directory)]
+
+
+def reads_start(stage: Stage, directory: Path) -> bool:
+    """Return whether a stage, run in its directory as it is, reads its --init file."""
     # A training's checkpoint takes the place of its start; a tuning needs its ANN again.
-    init = ["--init", str(stage.init)] if stage.init and not (goes_on and stage.script in TRAININGS) else []
-    return [*stage.flags, *init, *stage.place, *["--resume"] * goes_on]
+    return stage.init is not None and not (_saved(directory) and stage.script in TRAININGS)
+
+
+def lost(chain: tuple[Stage, ...], study: Path) -> list[Stage]:
+    """Return the finished stages of a chain whose network is gone, though what is still to run starts from it."""
+    found: list[Stage] = []
+    for before, after in zip(chain[-2::-1], chain[:0:-1], strict=True):
+        runs = after in found or record_of(after, study) is None
+        if runs and record_of(before, study) and reads_start(after, study / after.name) and not after.init.is_file():
+            found.append(before)
+    return found
 
 
 def epochs_of(stage: Stage, study: Path) -> list[dict[str, Any]]:
