@@ -208,13 +208,13 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert trained.startswith("Trained: the best epoch on the test set")
     assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
     assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  |  | 100.0 |"
-    assert lines[1] == "| signed | converted | 86.50 | -2.00 | none published | 45 of 300 | 3 |  |  |"
-    assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none published | 45 of 300 | 3 | 512 | 0.8 |"
+    assert lines[1] == "| signed | converted | 86.50 | -2.00 | none known | 45 of 300 | 3 |  |  |"
+    assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none known | 45 of 300 | 3 | 512 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
     bare = markdown.table([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
     assert bare[2:] == ["| neuron | method | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
-                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "No figures of these rows are published."]
+                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "No published figures of these rows are known."]
     pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ class Figure:
         anns: of the quantized ANN, in percent, one a seed.
         latency: steps from the first input to the last output; None where nothing spikes.
         seconds: that the epochs of training, or calibration and tuning took, of each seed.
-        epochs: that each training got, and the published number where that is another.
+        epochs: that its training got, and the published number where that is another.
         tuning: training images that calibration and tuning saw.
         published, source: the published accuracy in percent, and where it is from; None where there is none.
         stages: directories of the runs, each with its record; revisions of the code that measured them.
@@ -89,8 +89,8 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
     networks = row.networks
     found = PUBLISHED.get((networks.dataset, *row.key))
     return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
-                  row.steps or results[0].get("latency"), seconds, row.epochs, row.tuning, found and found.accuracy,
-                  found and found.source, [stage.name for stage in row.stages],
+                  row.steps or results[0].get("latency"), seconds, networks.trained_for(row.bit), row.tuning,
+                  found and found.accuracy, found and found.source, [stage.name for stage in row.stages],
                   sorted({name for records in chains for record in records for name in record["revision"].split(", ")}))
 
 

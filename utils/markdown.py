@@ -10,7 +10,7 @@ from .errors import UserError
 from .figures import Figure
 
 HEAD = ("neuron", "method", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
-NONE_PUBLISHED = "none published"
+NONE_PUBLISHED = "none known"
 
 
 def table(figures: list[Figure]) -> str:
@@ -24,8 +24,12 @@ def table(figures: list[Figure]) -> str:
         title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
         lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
         parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
-    notes = sorted({f"{figure.published:.2f}: {figure.source}" for figure in figures if figure.published is not None})
-    parts.append("Published: " + " · ".join(notes) if notes else "No figures of these rows are published.")
+    sources: dict[str, dict[str, None]] = {}
+    for figure in figures:
+        if figure.source is not None:
+            sources.setdefault(figure.source, {})[f"{figure.published:.2f}"] = None
+    notes = [f"{', '.join(accuracies)}: {source}" for source, accuracies in sources.items()]
+    parts.append("Published: " + " · ".join(notes) if notes else "No published figures of these rows are known.")
     if any(figure.last for figure in figures):
         parts.append("Trained: the best epoch on the test set, as published, the last one in brackets; minutes of all its "
                      "trainings from float on. Spiking: minutes of calibration and tuning.")

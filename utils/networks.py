@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
 
-from .checkpoint import BEST, run_name
+from .checkpoint import BEST, read_checkpoint, run_name
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
@@ -46,6 +46,15 @@ class Networks:
     def epochs(self) -> int:
         """Return the epochs of each stage of the chain."""
         return max(1, round(EPOCHS[self.dataset] * self.scale))
+
+    def trained_for(self, bit: int) -> str:
+        """Return the epochs of the training with `bit` bits beside the published number, or where a file is that does not say."""
+        full, epochs, path = EPOCHS[self.dataset], self.epochs, self.path(bit, 0)
+        if self.files is not None:
+            epochs = read_checkpoint(path).get("args", {}).get("epochs") if path.is_file() else None
+        if epochs is None:
+            return f"see {self.files}"
+        return str(full) if epochs == full else f"{epochs} of {full}"
 
     def extra_of(self, bit: int) -> tuple[str, ...]:
         """Return the flags of `extra` that change the training of a network with `bit` bits."""

@@ -12,8 +12,8 @@ class Published:
     source: str
 
 
-APOT = "APoT, ICLR 2020; APoT activations, ours are uniform"
-FLOAT = "APoT, ICLR 2020"
+FLOAT = "published recipe of APoT (ICLR 2020)"
+APOT = f"{FLOAT}, APoT activations; ours are uniform"
 FAST_SNN = "Fast-SNN, TPAMI 2023"
 
 # (data set, architecture, bits, neuron, method) -> figure. What is not here has no published figure that we know of.

@@ -8,7 +8,7 @@ from pathlib import Path
 from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST, run_name
-from .networks import BITS, CALIBRATE, EPOCHS, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import BITS, CALIBRATE, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
@@ -60,14 +60,6 @@ class Row:
             return f"{int(stage.flag(name)):,}" + (f", 1 of {published} epochs" if published > 1 else "")
 
         return " + ".join(seen(stage, name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name))
-
-    @property
-    def epochs(self) -> str:
-        """Return the length of each training beside the published one's, or where the files are that were not trained here."""
-        full = EPOCHS[self.networks.dataset]
-        if self.networks.files is not None:
-            return f"see {self.networks.files}"
-        return str(full) if self.networks.epochs == full else f"{self.networks.epochs} of {full}"
 
 
 Make = Callable[[Source], tuple[Stage, ...]]
