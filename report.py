@@ -5,10 +5,12 @@
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The fine-tuned networks
-beside it are taken in. The page goes to {run}/report.html, holds its pictures and opens offline.
+beside it are taken in. The page goes to {run}/report.html, holds its pictures and opens offline; the figures of a network that
+spikes go to report.json beside it.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from utils import cli, report, script
@@ -39,7 +41,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
     for run in args.runs:
         subject = read_subject(run)
         pages.append(args.output or subject.page)
-        write_text(pages[-1], report.build(subject, args.data, args.images))
+        page, figures = report.build(subject, args.data, args.images)
+        write_text(pages[-1], page)
+        if figures:
+            write_text(pages[-1].with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
         print(pages[-1])
     return pages
 

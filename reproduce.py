@@ -78,7 +78,7 @@ def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]
     return {table: chosen for table, chosen in found.items() if chosen}
 
 
-def report(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
+def print_plan(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
     """Print each row with what is known of it, and what is missing."""
     before = {figure.key: figure for figure in known}
     for row in rows:
@@ -121,7 +121,7 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
         table_file.check_same(known, chosen, path)
     plan = Plan(chosen, args.study)
     print(f"table {table}")
-    report(chosen, plan, known)
+    print_plan(chosen, plan, known)
     if args.list:
         print(f"{plan.remedy}; their time is not counted\n" if plan.lost else "", end="")
         return known

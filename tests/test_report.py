@@ -1,5 +1,6 @@
 """The page of a run: what it measures, what it is about, that it opens offline."""
 
+import json
 import re
 from pathlib import Path
 
@@ -54,8 +55,21 @@ def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
     tuned = Tuned("signed, tuned", to_spiking(small), [], path)
     subject = Subject("small", tmp_path, path, {"history": history, "revision": "r", "args": {"lr": 0.1}}, small, [tuned])
     batches = [(IMAGES[:3, :, :9, :7], torch.tensor([0, 1, 2])), (IMAGES[3:, :, :9, :7], torch.tensor([3]))]
-    parts = [*utils.report.spiking_sections(subject, batches), utils.report.learning_section(subject)]
-    check_page(page.page("small", [*parts, utils.report.provenance(subject, 4)]), "signed, tuned")
+    sections, figures = utils.report.spiking_sections(subject, batches)
+    parts = [*sections, utils.report.learning_section(subject), utils.report.provenance(subject, 4)]
+    check_page(page.page("small", parts), "signed, tuned")
+    read = json.loads(json.dumps(figures))
+    assert read == figures
+    assert (read["images"], [snn["name"] for snn in read["snns"]]) == (4, ["unsigned", "signed", "signed, tuned"])
+    ann, signed = read["ann"], read["snns"][1]
+    macs = sum(layer["macs"] for layer in signed["operations"])
+    adds = sum(layer["adds"] for layer in signed["operations"])
+    assert ann["energy"]["FP32"] == pytest.approx((4.6 * macs + 0.9 * adds) / 1e6)
+    additions = sum(layer["acs"] for layer in signed["operations"])
+    assert signed["energy"]["INT8"] == pytest.approx((0.23 * signed["operations"][0]["macs"] + 0.03 * additions) / 1e6)
+    assert ann["energy_without_zeros"]["INT8"] < ann["energy"]["INT8"]
+    assert read["delays"]["signed"][0]["readout"] == signed["readout"]
+    assert read["delays"]["signed"][-1]["readout"][-1] == ann["top1"]
 
 
 @pytest.mark.slow
@@ -63,6 +77,7 @@ def test_report_draws_a_published_network(tiny, tmp_path, find):
     path, = report.main([str(find("result/published/resnet20_2bit.pth.tar")), "--data", str(tiny), "--images", "8", "--output",
                          str(tmp_path / "page.html")])
     check_page(path.read_text(), "signed, calibrated, global")
+    assert json.loads(path.with_suffix(".json").read_text())["images"] == 8
 
 
 def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):

@@ -1,6 +1,7 @@
 """The page of a run: measurements, pictures and tables of one network and the spiking networks that were made of it."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,28 @@ BATCH = 50
 MOST_DELAYS = 8  # delays of a sweep
 
 
-def build(subject: Subject, data: Path, images: int) -> str:
-    """Return the page; a float network has learning curves and provenance only.
+def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any]]:
+    """Return the page and its figures; a float network has learning curves and provenance only, and no figures.
 
     Args:
         data: where the data set is.
         images: test images that everything is measured on.
     """
-    parts = [page.paragraph(note) for note in subject.notes]
+    parts, figures = [page.paragraph(note) for note in subject.notes], {}
     if subject.quantized:
         source = Data(data_arguments(subject, data, BATCH), torch.device("cpu"))
         source.check(subject.network, subject.path)
         batches = source.batches(train=False, limit=images)
-        parts += spiking_sections(subject, [(x, y) for x, y in batches])
+        sections, figures = spiking_sections(subject, [(x, y) for x, y in batches])
+        parts += sections
         images = batches.count
     parts.append(learning_section(subject))
     parts.append(provenance(subject, images))
-    return page.page(subject.title, parts)
+    return page.page(subject.title, parts), figures
 
 
-def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> list[str]:
-    """Return all that is measured of the spiking networks."""
+def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[str], dict[str, Any]]:
+    """Return all that is measured of the spiking networks: as sections, and the figures as `figures_of` has them."""
     ann = subject.network.eval()
     snns = {neuron: to_spiking(ann, neuron) for neuron in ("unsigned", "signed")}
     snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
@@ -51,8 +53,22 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
     swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
-    return [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-            neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann)]
+    sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
+                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann)]
+    return sections, figures_of(networks, swept, top1, count)
+
+
+def figures_of(networks: list[Measured], swept: dict[str, list], ann: float, count: int) -> dict[str, Any]:
+    """Return what the sections show as plain values: accuracies in percent, energies of an image in µJ, operations of one image."""
+    rows, presets = networks[0].operations, (FP32, INT8)
+    return {
+        "images": count,
+        "ann": {"top1": ann, "energy": {preset.name: ann_energy(rows, preset) for preset in presets},
+                "energy_without_zeros": {preset.name: ann_energy(rows, preset, skip_zeros=True) for preset in presets}},
+        "snns": [asdict(network) | {"energy": {preset.name: snn_energy(network.operations, preset) for preset in presets}}
+                 for network in networks],
+        "delays": {neuron: [{"delay": delay, "latency": last, "readout": accuracies} for delay, last, accuracies in found]
+                   for neuron, found in swept.items()}}
 
 
 def spread(low: int, high: int, count: int) -> list[int]:
