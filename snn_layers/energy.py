@@ -117,7 +117,21 @@ def operations(ann: Network, deployed: Deployed, images: Tensor) -> list[Operati
 
 def total(rows: list[Operations]) -> Operations:
     """Return the sum over the layers."""
-    return Operations("total", *(sum(getattr(row, field.name) for row in rows) for field in fields(Operations)[1:]))
+    return weighted_sum("total", [(1.0, row) for row in rows])
+
+
+def mean_over_batches(batches: list[tuple[int, list[Operations]]]) -> list[Operations]:
+    """Return the mean operations of an image, layer by layer, from those of batches with their number of images."""
+    images = sum(number for number, _ in batches)
+    layers = zip(*(rows for _, rows in batches), strict=True)
+    return [weighted_sum(layer[0].name, [(number / images, row) for (number, _), row in zip(batches, layer, strict=True)])
+            for layer in layers]
+
+
+def weighted_sum(name: str, rows: list[tuple[float, Operations]]) -> Operations:
+    """Return Σ w · row, field by field."""
+    kinds = [field.name for field in fields(Operations)[1:]]
+    return Operations(name, **{kind: sum(weight * getattr(row, kind) for weight, row in rows) for kind in kinds})
 
 
 def ann_energy(rows: list[Operations], preset: Preset, skip_zeros: bool = False) -> float:

@@ -10,7 +10,7 @@ from models import Network
 from models.unit import conv_unit, linear_unit
 from quant import calibrate_, quantize_
 from snn_layers import deploy, to_spiking
-from snn_layers.energy import FP32, INT8, Operations, ann_energy, fan_out, operations, snn_energy
+from snn_layers.energy import FP32, INT8, Operations, ann_energy, fan_out, mean_over_batches, operations, snn_energy, total
 
 IMAGES = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(0))
 
@@ -104,3 +104,10 @@ def test_energy_by_hand():
     assert ann_energy(rows, INT8, skip_zeros=True) == pytest.approx(1.9 * 0.23 + 0.003)
     assert snn_energy(rows, FP32) == pytest.approx(4.6 + 2.7)
     assert snn_energy(rows, INT8) == pytest.approx(0.23 + 0.09)
+
+
+def test_batches_count_by_their_images_field_by_field():
+    one, three = Operations("conv", 1.0, 2.0, 3.0, 4.0), Operations("conv", 5.0, 10.0, 15.0, 40.0)
+    head = Operations("head", 1.0, 0.0, 1.0, 1.0)
+    assert mean_over_batches([(1, [one, head]), (3, [three, head])]) == [Operations("conv", 4.0, 8.0, 12.0, 31.0), head]
+    assert total([one, three]) == Operations("total", 6.0, 12.0, 18.0, 44.0)

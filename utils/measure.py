@@ -11,7 +11,7 @@ from torch import Tensor
 from models import Network, Unit
 from quant import quantized_once
 from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
-from snn_layers.energy import Operations, operations, walk
+from snn_layers.energy import Operations, mean_over_batches, operations, walk
 
 from .engine import autocast, progress_bar
 from .metrics import Meter, ReadoutMeter
@@ -75,18 +75,7 @@ def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured
     with quantized_once(ann):
         for images, _ in batches:
             rows += [(len(part), operations(ann, deployed, part)) for part in deployed.parts(images)]
-    return Measured(name, found["readout"], found["layers"], mean_operations(rows), latency(snn))
-
-
-def mean_operations(rows: list[tuple[int, list[Operations]]]) -> list[Operations]:
-    """Return the mean over batches of (images, operations of one image)."""
-    total = sum(number for number, _ in rows)
-
-    def mean(field: str, layer: int) -> float:
-        return sum(number * getattr(batch[layer], field) for number, batch in rows) / total
-
-    return [Operations(first.name, *(mean(field, layer) for field in ("macs", "adds", "nonzero", "acs")))
-            for layer, first in enumerate(rows[0][1])]
+    return Measured(name, found["readout"], found["layers"], mean_over_batches(rows), latency(snn))
 
 
 @torch.inference_mode()
