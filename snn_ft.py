@@ -86,7 +86,7 @@ def tune(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
     data = Data(args, device)
-    start, ann, _ = loading.load_quantized(args, data, device)
+    start, ann, _ = loading.load_quantized(args, data, device, learns=True)
     tuned = loading.place(restore_network(state, path / LAST, args.arch, ann.bit, args.dataset), args, device) if state else start
     snn = loading.spiking(args, tuned)
     batches = data.batches(train=True, augment=True, limit=args.calib or None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -120,6 +121,11 @@ def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
     assert all(len(line["losses"]) == line["kept_epochs"] == 2 for line in lines)
     with pytest.raises(UserError, match="has delay 0"):
         snn_ft.main([*tune, "--delay", "1", "--resume"])
+    alone = ["--init", str(shutil.copy(path / "model_best.pth.tar", result / "alone_ft.pth.tar"))]
+    snn.main([*flags(result), "-e", "-t", *alone])
+    assert "the tuned weights serve as the ANN" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"alone\.pth\.tar, which \S*alone_ft\.pth\.tar was tuned from, is not here"):
+        snn_ft.main([*tune, *alone, "--overwrite"])  # from which it would learn, and call them the ANN
 
 
 def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys):

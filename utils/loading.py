@@ -46,26 +46,37 @@ def load_usable(args: argparse.Namespace, data: Data) -> tuple[Network, dict[str
     return data.check(network, path), contents
 
 
-def load_quantized(args: argparse.Namespace, data: Data, device: torch.device) -> tuple[Network, Network, dict[str, Any] | None]:
-    """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned."""
+def load_quantized(args: argparse.Namespace, data: Data, device: torch.device,
+                   learns: bool = False) -> tuple[Network, Network, dict[str, Any] | None]:
+    """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned.
+
+    Args:
+        learns: the ANN is what is learned from, so that tuned weights may not serve in its place.
+    """
     if args.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
     network, contents = load_usable(args, data)
     network = place(network, args, device)
     if "finetune" not in contents:
         return network, network, None
-    return network, place(original(args, data) or network, args, device), contents["finetune"]
+    return network, place(original(args, data, learns) or network, args, device), contents["finetune"]
 
 
-def original(args: argparse.Namespace, data: Data) -> Network | None:
+def original(args: argparse.Namespace, data: Data, needed: bool) -> Network | None:
     """Load the ANN that the fine-tuned network at `init_path` was made from.
 
     None where that is not here: then the tuned weights serve, no longer those of a good ANN, and a line says so.
+
+    Raises:
+        UserError: it is not here, but needed.
     """
     path = init_path(args)
     start = untuned(path)
     if not start.is_file():
-        print(f"{start}, which {path} was tuned from, is not here: the tuned weights serve as the ANN, which is worse for it")
+        text = f"{start}, which {path} was tuned from, is not here"
+        if needed:
+            raise UserError(f"{text}: it is what tuning learns from; put it there, or tune from a quantized network")
+        print(f"{text}: the tuned weights serve as the ANN, which is worse for it")
         return None
     return data.check(load_network(start, args.arch, args.bit, args.dataset), start)
 
