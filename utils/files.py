@@ -1,8 +1,10 @@
-"""Files that hold, at every moment, either their old contents or their new ones, whole."""
+"""Files that hold, at every moment, either their old contents or their new ones, whole; and what they hold."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +45,18 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file whole; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; one that has not changed since the last call is not read again."""
+    stat = path.stat()
+    return _sha256(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, *changes: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_parts(path: Path, names: tuple[str, ...]) -> None:

@@ -1,6 +1,5 @@
 """The page of a run: measurements, pictures and tables of one network and the spiking networks that were made of it."""
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from . import measure, page, run_pictures
 from .checkpoint import read_checkpoint, revision
 from .data import Data
 from .engine import evaluate
+from .files import sha256
 from .measure import Measured
 from .subject import Subject, data_arguments
 
@@ -184,5 +184,5 @@ def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
     """Return what a checkpoint says of itself, and its checksum."""
     args = contents.get("args", {})
     given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, []) and value is not False)
-    return [["file", path], ["SHA-256", hashlib.sha256(path.read_bytes()).hexdigest()],
+    return [["file", path], ["SHA-256", sha256(path)],
             ["revision", contents.get("revision", "unknown")], ["arguments", given]]

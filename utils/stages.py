@@ -1,6 +1,5 @@
 """Stages of a study: calls of the scripts, each made once and kept as a record, so that an interrupted study goes on."""
 
-import hashlib
 import importlib
 import json
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from .checkpoint import LAST, revision
 from .errors import UserError
-from .files import write_text
+from .files import sha256, write_text
 from .rundir import LOG, simple
 
 RECORD, LOCK = "record.json", "stage.lock"
@@ -86,7 +85,7 @@ def digest(stage: Stage) -> str | None:
     """Return the start of the SHA-256 of the file that a stage starts from; None without one, or where it is gone."""
     if stage.init is None or not stage.init.is_file():
         return None
-    return hashlib.sha256(stage.init.read_bytes()).hexdigest()[:16]
+    return sha256(stage.init)[:16]
 
 
 def run(stage: Stage, study: Path) -> dict[str, Any]:
