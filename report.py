@@ -5,8 +5,8 @@
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The fine-tuned networks
-beside it are taken in. The page goes to {run}/report.html, holds its pictures and opens offline; the figures of a network that
-spikes go to report.json beside it.
+beside it are taken in. The page goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline; beside it
+goes a .json of the same name with the figures of a network that spikes.
 """
 
 import argparse
@@ -31,6 +31,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output and len(args.runs) > 1:
         raise UserError(f"--output {args.output}: {len(args.runs)} runs make as many pages; leave it out")
+    if args.output and args.output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {args.output}: a page is a .html file, and its figures go to a .json file beside it")
+    if args.output and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: there is no directory {args.output.parent}; make it first")
     return args
 
 

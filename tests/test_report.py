@@ -130,7 +130,13 @@ def test_a_log_of_layerwise_tuning_has_a_curve():
 
 def test_pages_of_several_runs_have_their_own_places():
     with pytest.raises(UserError, match="2 runs make as many pages"):
-        report.main(["a", "b", "--output", "c"])
+        report.main(["a", "b", "--output", "c.html"])
+
+
+@pytest.mark.parametrize(("output", "message"), [("c.json", "a page is a .html file"), ("no/c.html", "there is no directory no")])
+def test_a_page_that_cannot_be_written_is_refused_before_it_is_measured(output, message):
+    with pytest.raises(UserError, match=message):
+        report.main(["result/published/resnet20_2bit.pth.tar", "--output", output])
 
 
 def test_the_provenance_leaves_out_only_what_was_not_given(tmp_path):
