@@ -84,6 +84,7 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
+        state = "its network is not here" if row.name in plan.lost else state
         old = before.get(row.key)
         figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
@@ -114,7 +115,11 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
 
 
 def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
-    """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures."""
+    """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures.
+
+    Raises:
+        UserError: figures of other networks are there; at the end, rows could not be measured for want of their network.
+    """
     path = args.result / f"table_{table}.json"
     known = table_file.read(path)
     if not args.list:
@@ -123,10 +128,8 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     print(f"table {table}")
     print_plan(chosen, plan, known)
     if args.list:
-        print(f"{plan.remedy}; their time is not counted\n" if plan.lost else "", end="")
+        print(f"{plan.remedy}\n" if plan.lost else "", end="")
         return known
-    if plan.lost:
-        raise UserError(plan.remedy)
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)
@@ -136,6 +139,8 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     print(f"{len(found)} of {len(rows)} rows: {path}, .csv{drawn}")
     if args.readme and found:
         write_text(args.readme, markdown.insert(args.readme.read_text(), table, markdown.table(found)))
+    if plan.lost:
+        raise UserError(plan.remedy)
     return found
 
 

@@ -159,7 +159,9 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
     assert {row.method: row.tuning for row in rows if row.bit == 2} == {
         "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
         "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
-        "layer-wise": "5,000, 1 of 8 epochs", "layer-wise, global": "5,000, 1 of 8 epochs + 40,000"}
+        "layer-wise": "5,000 of 50,000, 1 of 8 epochs", "layer-wise, global": "5,000 of 50,000, 1 of 8 epochs + 40,000"}
+    imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
+    assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}
 
 
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -340,17 +342,22 @@ def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monke
     first, second, conversion = row.chains[0]
     for stage in (first, second):
         (tmp_path / stage.name).mkdir(parents=True)
-        record = {"flags": list(stage.flags), "start": None, "revision": "r", "result": {"best": {}, "last": {}}, "seconds": 1.0}
+        result = {"best": {"test_top1": 90.0}, "last": {"test_top1": 89.0}}
+        record = {"flags": list(stage.flags), "start": None, "revision": "r", "result": result, "seconds": 1.0}
         (tmp_path / stage.name / stages.RECORD).write_text(json.dumps(record))
-    assert Plan([row], tmp_path).lost == [second, first]
+    assert Plan([row], tmp_path).lost == {row.name: [second, first]}
     argv = ["--table", "cifar10", "--rows", row.name, "--study", str(tmp_path), "--result", str(tmp_path)]
     assert reproduce.main([*argv, "--list"]) == {"cifar10": []}
-    assert f"the networks of {tmp_path / second.name}, {tmp_path / first.name} are not here" in capsys.readouterr().out
-    with pytest.raises(UserError, match="delete the directories to train anew"):
+    assert f"put them into {tmp_path / second.name}, {tmp_path / first.name}, or" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 rows need networks of which only the figures are here"):
         reproduce.main(argv)
+    # What can be measured is, before that is said.
+    with pytest.raises(UserError, match="1 rows need networks"):
+        reproduce.main([*argv, "--rows", row.name, "resnet20, 4 bits, ANN"])
+    assert [figure.method for figure in table_file.read(tmp_path / "table_cifar10.json")] == ["trained"]
     conversion.init.parent.mkdir()
     conversion.init.write_bytes(b"network")
-    assert Plan([row], tmp_path).lost == []
+    assert Plan([row], tmp_path).lost == {}
 
 
 def command(data: Path, where: Path, rows: list[str], epochs: int = 2) -> list[str]:

@@ -65,17 +65,19 @@ class Plan:
     """The stages that are missing of some rows, and how long they would take.
 
     Attributes:
-        missing: each stage once, what it starts from first.
-        lost: finished stages whose network is gone and needed, as of a study of which only the figures were passed on.
+        missing: each stage once, what it starts from first; none of the rows in `lost`.
+        lost: names of the rows that start from a network which is gone, as in a study of which only the figures were passed
+            on; the finished stages that have to make it again.
     """
 
     def __init__(self, rows: list[Row], study: Path):
         self.study = study
-        every = dict.fromkeys(stage for row in rows for chain in row.chains for stage in chain)
+        lost = {row.name: [stage for chain in row.chains for stage in stages.lost(chain, study)] for row in rows}
+        self.lost = {name: found for name, found in lost.items() if found}
+        every = dict.fromkeys(stage for row in rows if row.name not in self.lost for chain in row.chains for stage in chain)
         # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
         self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
         self.missing = list(self.left)
-        self.lost = list(dict.fromkeys(stage for row in rows for chain in row.chains for stage in stages.lost(chain, study)))
         kinds = [(stage.arch, stage.dataset, "--amp" in stage.flags) for stage in self.missing]
         self.speeds = {kind: probe(*kind) for kind in dict.fromkeys(kinds)}
 
@@ -85,9 +87,10 @@ class Plan:
 
     @property
     def remedy(self) -> str:
-        """Return what helps with the stages that are lost."""
-        places = ", ".join(str(self.study / stage.name) for stage in self.lost)
-        return f"the networks of {places} are not here, only their figures: put them there, or delete the directories to train anew"
+        """Return what helps with the rows that are lost."""
+        places = dict.fromkeys(str(self.study / stage.name) for found in self.lost.values() for stage in found)
+        return (f"{len(self.lost)} rows need networks of which only the figures are here: put them into {', '.join(places)}, or "
+                "delete these directories, to train them anew")
 
     def of_row(self, row: Row) -> list[Stage]:
         """Return the stages that a row misses."""

@@ -84,8 +84,8 @@ def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
             # A float network is the same with --compile.
             drop = "-compile" if FLOAT_BITS in (bit, row.bit) else ""
             if arch == row.networks.arch and group.removesuffix(drop) != ours.removesuffix(drop):
-                raise UserError(f"{path} has figures of {group}, these rows are of {ours}: name another --result, or delete the "
-                                "file")
+                raise UserError(f"{path} has figures of {group}, these rows are of {ours}: name another --result, or take those "
+                                f"of {arch} out of it")
 
 
 def _group(stage: str) -> str:

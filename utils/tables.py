@@ -8,7 +8,7 @@ from pathlib import Path
 from quant import FLOAT_BITS, time_steps
 
 from .checkpoint import BEST, run_name
-from .networks import BITS, CALIBRATE, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import BITS, CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
@@ -56,8 +56,11 @@ class Row:
         Layer-wise tuning is shorter than the published one, and says so.
         """
         def seen(stage: Stage, name: str) -> str:
-            published = 1 if name == "--calibrate" or stage.flag("--method") else PUBLISHED_TUNING[stage.dataset]
-            return f"{int(stage.flag(name)):,}" + (f", 1 of {published} epochs" if published > 1 else "")
+            count = f"{int(stage.flag(name)):,}"
+            if name == "--calibrate" or stage.flag("--method"):
+                return count
+            images, epochs = IMAGES[stage.dataset][0], PUBLISHED_TUNING[stage.dataset]
+            return f"{count} of {images:,}" + f", 1 of {epochs} epochs" * (epochs > 1)
 
         return " + ".join(seen(stage, name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name))
 
