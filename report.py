@@ -1,7 +1,7 @@
 """Draw the page of a run: accuracy over time and latency, layers, neurons, energy, learning curves, provenance.
 
     python report.py result/resnet20_3bit
-    python report.py result/study/resnet20-21epochs-amp-compile/3bit-seed0 --images 2000
+    python report.py result/study/resnet20-45epochs-amp-compile/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The fine-tuned networks
