@@ -145,3 +145,20 @@ def test_the_provenance_leaves_out_only_what_was_not_given(tmp_path):
     args = {"seed": 0, "start": 0.0, "lr": 0.1, "init": None, "unsigned": False, "directories": []}
     *_, (_, given) = utils.report.facts(path, {"args": args})
     assert given == "lr=0.1 seed=0 start=0.0"
+
+
+def test_the_readme_has_the_energies_of_the_report_in_git():
+    root = Path(__file__).parent.parent
+    text, read = (root / "README.md").read_text(), json.loads((root / "result/published/resnet20_3bit.json").read_text())
+    unsigned, signed, *_ = read["snns"]
+
+    def millions(snn: dict, kind: str, layers: slice = slice(None)) -> str:
+        return f"{sum(layer[kind] for layer in snn['operations'][layers]) / 1e6:.1f} million"
+
+    ann, skipped = read["ann"]["energy"], read["ann"]["energy_without_zeros"]
+    for part in (f"takes {millions(signed, 'macs')} multiply-accumulates", f"{ann['FP32']:.0f} µJ in FP32 and {ann['INT8']:.2f} µJ",
+                 f"{skipped['INT8']:.2f} µJ where it skips",
+                 f"signed SNN {millions(signed, 'macs', slice(1))} and {millions(signed, 'acs')} additions",
+                 *(f"{millions(snn, 'acs')} additions, {snn['energy']['FP32']:.1f} and {snn['energy']['INT8']:.2f} µJ"
+                   for snn in (unsigned, signed))):
+        assert part in " ".join(text.split()), part
