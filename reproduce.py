@@ -128,7 +128,8 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     print(f"table {table}")
     print_plan(chosen, plan, known)
     if args.list:
-        print(f"{plan.remedy}\n" if plan.lost else "", end="")
+        if plan.lost:
+            print(plan.remedy)
         return known
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)

@@ -105,20 +105,24 @@ def _verify(path: Path) -> None:
 
 def untuned(path: Path) -> Path:
     """Return the checkpoint that a fine-tuned one was made from, through all its tunings; itself if it is not fine-tuned."""
-    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
-        path = tuned_from(path, contents)
-    return path
+    return tunings(path)[1]
 
 
-def tuned_from(path: Path, contents: dict[str, Any]) -> Path:
-    """Return the checkpoint that a tuning with these contents started from, be it there or not.
+def tunings(path: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Return the contents of a fine-tuned checkpoint and of those that it was tuned from, in order, and what they all started from.
 
-    That is what --init named, without it the run beside this one; of a file X_ft.pth.tar that was moved, X.pth.tar beside it.
+    A tuning started from what --init named, without it from the run beside it; of a file X_ft.pth.tar that was moved,
+    X.pth.tar beside it.
     """
-    start = contents.get("args", {}).get("init")
-    if path.name != BEST and not (start and Path(start).is_file()):
-        return path.with_name(path.name.split("_ft")[0] + SUFFIX)
-    return Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
+    found: list[dict[str, Any]] = []
+    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
+        found.insert(0, contents)
+        start = contents.get("args", {}).get("init")
+        if path.name != BEST and not (start and Path(start).is_file()):
+            path = path.with_name(path.name.split("_ft")[0] + SUFFIX)
+        else:
+            path = Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
+    return found, path
 
 
 def load_network(path: str | Path, arch: str | None = None, bit: int | None = None, dataset: str | None = None) -> Network:

@@ -11,7 +11,7 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tuned_from, untuned
+from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
 from .errors import UserError
 
 
@@ -87,24 +87,24 @@ def read_subject(run: Path) -> Subject:
 
 
 def read_tuned(path: Path) -> Tuned:
-    """Return a fine-tuned network with the neurons that it was tuned for."""
-    contents = read_checkpoint(path)
+    """Return a fine-tuned network with the neurons that it was tuned for; it is named for them and for all its tunings."""
+    found, _ = tunings(path)
+    contents = found[-1]
     summary = contents["finetune"]
     neuron = summary["neuron"]
     snn = to_spiking(restore_network(contents, path), neuron, summary["delay"], summary.get("steps"), summary.get("start", HALF))
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
-    name = ", ".join([neuron, *methods(path)]) + "".join(text for value, usual, text in others if value != usual)
+    done = [how for tuning in found for how in methods(tuning)]
+    name = ", ".join([neuron, *done]) + "".join(text for value, usual, text in others if value != usual)
     return Tuned(name, snn, contents.get("history", []), path)
 
 
-def methods(path: Path) -> list[str]:
-    """Return what was done to a network before and in its last tuning, in order."""
-    if not path.is_file() or "finetune" not in (contents := read_checkpoint(path)):
-        return []
+def methods(contents: dict[str, Any]) -> list[str]:
+    """Return what a tuning did, in order."""
     args = contents.get("args", {})
     how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
-    return [*methods(tuned_from(path, contents)), *["calibrated"] * bool(args.get("calibrate")), how]
+    return [*["calibrated"] * bool(args.get("calibrate")), how]
 
 
 def told_apart(tuned: Iterable[Tuned]) -> list[Tuned]:
