@@ -53,9 +53,10 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
     swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
+    figures = figures_of(networks, swept, top1, count)
     sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann)]
-    return sections, figures_of(networks, swept, top1, count)
+                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann, figures)]
+    return sections, figures
 
 
 def figures_of(networks: list[Measured], swept: dict[str, list], ann: float, count: int) -> dict[str, Any]:
@@ -129,24 +130,21 @@ there are outputs that it reaches; the first layer sees the image and counts as 
 are counted of neither kind. The fair baseline of an SNN is the quantized ANN of the same bits in the same column."""
 
 
-def energy_section(networks: list[Measured], ann: Network) -> str:
-    """Return operations and energy for an image."""
+def energy_section(networks: list[Measured], ann: Network, figures: dict[str, Any]) -> str:
+    """Return operations and energy for an image; the energies are those of `figures_of`."""
     rows = networks[0].operations
     plain = sum(type(module) in (nn.Conv2d, nn.Linear) for module in ann.modules())
     note = f" The weights of {plain} layers are float32 here: INT8 is what they would take quantized." if plain else ""
     sums, presets = total(rows), (FP32, INT8)
 
-    def line(name: str, macs: float, adds: float, energies: list[float], steps: object) -> list[object]:
-        return [name, f"{macs / 1e6:.2f}", f"{adds / 1e6:.2f}", *(f"{energy:.2f}" for energy in energies), steps]
+    def line(name: str, macs: float, adds: float, energies: dict[str, float], steps: object) -> list[object]:
+        return [name, f"{macs / 1e6:.2f}", f"{adds / 1e6:.2f}", *(f"{energy:.2f}" for energy in energies.values()), steps]
 
-    def line_of_ann(name: str, skip: bool = False) -> list[object]:
-        energies = [ann_energy(rows, preset, skip) for preset in presets]
-        return line(name, sums.nonzero if skip else sums.macs, sums.adds, energies, "")
-
-    lines = [[*line_of_ann("float ANN")[:4], "", ""], line_of_ann("quantized ANN"),
-             line_of_ann("quantized ANN, zero activations skipped", skip=True)]
-    lines += [line(f"SNN, {network.name}", network.operations[0].macs, total(network.operations).acs,
-                   [snn_energy(network.operations, preset) for preset in presets], network.latency) for network in networks]
+    dense = line("quantized ANN", sums.macs, sums.adds, figures["ann"]["energy"], "")
+    lines = [["float ANN", *dense[1:4], "", ""], dense, line("quantized ANN, zero activations skipped", sums.nonzero, sums.adds,
+                                                             figures["ann"]["energy_without_zeros"], "")]
+    lines += [line(f"SNN, {network.name}", network.operations[0].macs, total(network.operations).acs, snn["energy"],
+                   network.latency) for network, snn in zip(networks, figures["snns"], strict=True)]
     layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
               for index, row in enumerate(rows)]
     drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
