@@ -99,7 +99,7 @@ class Deployed(nn.Module):
         if images.device.type != "cpu":
             return len(images)
         first = self.body[0]
-        values = self.time_steps * len(first.weight) * math.prod(images.shape[2:]) // math.prod(first.stride)
+        values = self.time_steps * len(first.weight) * math.prod(images.shape[2:]) // math.prod(first.geometry.stride)
         return max(1, WORKING_SET // (values * (4 + first.neuron.dtype.itemsize)))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:

@@ -1,7 +1,6 @@
 """The units of a deployed network: convolutions of integers, and the fused neuron behind them."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Unit
@@ -9,7 +8,7 @@ from quant import APoTWeight, compiled
 
 from .functional import RETRACTION
 from .fused import fire, neuron_constants
-from .integer import FloatConv, IntegerConv
+from .integer import FloatConv, Geometry, IntegerConv
 from .neuron import IFNeuron
 
 Convolution = type[FloatConv] | type[IntegerConv]
@@ -88,7 +87,7 @@ class EncodingUnit(nn.Module):
         gain, bias = normalization(unit.bn, unit.conv.bias)
         self.register_buffer("weight", weight * (gain * step)[:, None, None, None])
         self.register_buffer("bias", bias)
-        self.stride, self.padding = unit.conv.stride, unit.conv.padding
+        self.geometry = Geometry.of(unit.conv)
         constants = bias.new_zeros(4, 2, len(bias))  # as of `neuron_constants`, but one float64 holds the whole of a value
         constants[0, 0], constants[3, 0] = unit.activation.threshold.detach(), RETRACTION
         self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
@@ -104,7 +103,7 @@ class EncodingUnit(nn.Module):
                              "[B, 3, H, W] are needed")
         if not torch.isfinite(images).all():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
-        return self.neuron(F.conv2d(images.double(), self.weight, self.bias, self.stride, self.padding), None)
+        return self.neuron(self.geometry.convolve(images.double(), self.weight, self.bias), None)
 
 
 class SpikingUnit(nn.Module):
@@ -136,9 +135,9 @@ class SpikingUnit(nn.Module):
             side_gain, side_bias = normalization(unit.shortcut.bn, unit.shortcut.conv.bias)
             factor, bias = side_gain * side_step * residual_theta, bias + side_bias
             largest += side.abs().sum((1, 2, 3)) * factor.abs() / scale
-            self.shortcut = convolution(side, unit.shortcut.conv.stride, unit.shortcut.conv.padding)
+            self.shortcut = convolution(side, Geometry.of(unit.shortcut.conv))
         self.linear = isinstance(unit.conv, nn.Linear)
-        self.conv = convolution(weight, *((1, 1), (0, 0)) if self.linear else (unit.conv.stride, unit.conv.padding))
+        self.conv = convolution(weight, Geometry.of(unit.conv))
         threshold = unit.activation.threshold.detach().double().expand_as(scale)
         constants = neuron_constants(scale, threshold, bias, factor, largest, unit.activation.time_steps)
         self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)

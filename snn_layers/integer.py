@@ -1,4 +1,6 @@
-"""Convolutions of spikes with integer weights in 8-bit arithmetic."""
+"""Convolutions of spikes with integer weights, in float32 and in 8-bit arithmetic."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,39 @@ from torch import Tensor, nn
 
 EXACT = 2**24  # integers up to here are exact in float32
 LARGEST = 127  # weight in a signed byte
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel moves over an image; `pads` (left, right, top, bottom) are put on first, where `padding` cannot say them."""
+
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    pads: tuple[int, ...] = ()
+    mode: str = "constant"
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "Geometry":
+        """Return that of a Conv2d; a linear layer is a 1x1 convolution."""
+        if isinstance(layer, nn.Linear):
+            return cls()
+        pads = tuple(layer._reversed_padding_repeated_twice)
+        if layer.padding_mode == "zeros" and pads[::2] == pads[1::2]:
+            return cls(layer.stride, pads[::-2], layer.dilation, layer.groups)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return cls(layer.stride, (0, 0), layer.dilation, layer.groups, pads, mode)
+
+    def padded(self, x: Tensor, zero: int = 0) -> Tensor:
+        """Return x [B, C, H, W] with `pads`; `zero` is what stands for 0."""
+        if not self.pads:
+            return x
+        return F.pad(x, self.pads, self.mode, zero if self.mode == "constant" else None)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the convolution of x [B, C, H, W] in floating point."""
+        return F.conv2d(self.padded(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class FloatConv(nn.Module):
@@ -16,14 +51,14 @@ class FloatConv(nn.Module):
 
     zero, dtype = 0, torch.float32
 
-    def __init__(self, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]):
+    def __init__(self, weight: Tensor, geometry: Geometry):
         super().__init__()
         self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
-        self.stride, self.padding = stride, padding
+        self.geometry = geometry
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Map spikes [T·B, C, H, W], bytes or not, to accumulators [T·B, C', H', W'] float32."""
-        return F.conv2d(spikes.float(), self.weight, None, self.stride, self.padding)
+        return self.geometry.convolve(spikes.float(), self.weight)
 
 
 class IntegerConv(nn.Module):
@@ -38,19 +73,20 @@ class IntegerConv(nn.Module):
 
     zero, dtype = 1, torch.uint8
 
-    def __init__(self, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]):
+    def __init__(self, weight: Tensor, geometry: Geometry):
         super().__init__()
         if not torch.equal(weight, weight.round()) or weight.abs().max() > LARGEST:
             raise ValueError("the integer path needs hidden weights of 2 to 6 APoT bits, integers within 127: use the float path")
         if weight.abs().sum((1, 2, 3)).max() >= EXACT:
             raise ValueError("a sum of spikes could exceed 2^24: use the float path")
-        self.stride, self.padding = list(stride), list(padding)
+        self.geometry = geometry
+        self.places = list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups
         self.scale = torch.ones(len(weight))
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self.packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), self.scale, 1.0, self.zero, self.stride, self.padding,
-                                                     [1, 1], 1, None)
+        self.packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), self.scale, 1.0, self.zero, *self.places, None)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Map spikes + 1 [T·B, C, H, W] uint8 to accumulators [T·B, C', H', W'] float32."""
+        spikes = self.geometry.padded(spikes, self.zero)
         return torch.ops.onednn.qconv2d_pointwise(spikes, 1.0, self.zero, self.packed, self.scale, self.zero_points, None,
-                                                  self.stride, self.padding, [1, 1], 1, 1.0, 0, torch.float32, "none", [], "")
+                                                  *self.places, 1.0, 0, torch.float32, "none", [], "")
