@@ -26,7 +26,7 @@ from benchmarks.training import loader, memory, training
 from benchmarks.tuning import tuning, whole
 from utils import script
 from utils.checkpoint import revision
-from utils.pictures import pyplot
+from utils.plot import pyplot
 
 RESULT = Path("result")
 PARTS: dict[str, Callable[[], list[Row]]] = {

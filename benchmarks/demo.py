@@ -19,7 +19,7 @@ import snn
 import snn_ft
 from quant import time_steps
 from utils import script
-from utils.pictures import pyplot
+from utils.plot import pyplot
 
 RESULT = Path("result/demo")
 FLAGS = ["--arch", "resnet20", "--dataset", "digits", "--result", str(RESULT), "-b", "64"]

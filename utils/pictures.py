@@ -7,16 +7,7 @@ from typing import Any
 from quant import FLOAT_BITS, time_steps
 
 from .figures import Figure
-
-
-def pyplot() -> Any:
-    """Return matplotlib.pyplot, drawing to files; imported when it is needed, as it takes a second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+from .plot import pyplot
 
 
 def draw(table: str, figures: list[Figure], path: Path) -> None:

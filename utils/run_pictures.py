@@ -7,7 +7,7 @@ from typing import Any
 from snn_layers import LayerStatistics
 
 from .measure import Measured, Traces
-from .pictures import pyplot
+from .plot import pyplot
 
 SIZE, DPI = (4.7, 3.3), 170  # inches
 
