@@ -23,7 +23,8 @@ from quant import fault
 from utils.checkpoint import LAST, load_network, network_state, read_checkpoint, save_checkpoint
 from utils.cifar import load_images, read_binary
 from utils.errors import UserError
-from utils.imagenet import ImageLoader, list_images
+from utils.image_files import list_images
+from utils.imagenet import ImageLoader
 
 TRIALS = 200
 

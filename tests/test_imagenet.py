@@ -15,7 +15,8 @@ from quant import calibrate_
 from utils.checkpoint import load_network
 from utils.distributed import Place
 from utils.errors import UserError
-from utils.imagenet import LOADERS, MEAN, STD, ImageLoader, list_images, read_splits
+from utils.image_files import MEAN, STD, list_images, read_splits
+from utils.imagenet import LOADERS, ImageLoader
 from utils.importer import load_published
 
 SIZES = [(500, 375), (375, 500), (224, 300), (90, 130), (256, 256), (641, 333), (300, 301)]

@@ -20,7 +20,8 @@ from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
 from utils import script
 from utils.distributed import Place, average_, group, once_per_node, parallel
 from utils.engine import evaluate, sgd, train_epoch
-from utils.imagenet import ImageLoader, list_images
+from utils.image_files import list_images
+from utils.imagenet import ImageLoader
 
 
 class FrozenNorm(nn.BatchNorm2d):

@@ -10,7 +10,8 @@ from models import Network
 from .cifar import ImageSet, TensorLoader, load_images
 from .distributed import Place
 from .errors import UserError
-from .imagenet import ImageFiles, ImageLoader, has_dali, read_splits
+from .image_files import ImageFiles, read_splits
+from .imagenet import ImageLoader, has_dali
 
 Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_epoch(n), and yield (images, labels)
 

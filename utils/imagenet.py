@@ -1,72 +1,16 @@
 """ImageNet: image files split over processes, and one loader over two decoders, NVIDIA DALI and torchvision."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .distributed import Place
 from .errors import UserError
+from .image_files import MEAN, STD, Decoding, ImageFiles, damage
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # on the scale [0, 1]
-SIZE, SHORTER_SIDE = 224, 256
-ASPECT, AREA = (0.8, 1.25), (0.1, 1.0)  # of the random crop
-SUFFIXES = {".jpeg", ".jpg", ".png"}
 LOADERS = ("dali", "torchvision")
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Files and their labels; a label is the place of the file's folder among the sorted class folders."""
-
-    paths: list[str]
-    labels: list[int]
-    classes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def subset(self, indices: list[int]) -> "ImageFiles":
-        """Return the files with these indices."""
-        return ImageFiles([self.paths[i] for i in indices], [self.labels[i] for i in indices], self.classes)
-
-
-def list_images(folder: Path) -> ImageFiles:
-    """List the images in the class folders of one split.
-
-    Raises:
-        UserError: no folder, no class folders, or one without an image.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: name the directory with train/ and val/, or both, train first")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(f"{folder} has no class folders: ImageNet's images lie in one folder per class (n01440764, ...)")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(str(file) for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"{folder / name} has no .JPEG, .jpg or .png: unpack this class again, or remove its folder")
-        paths += found
-        labels += [label] * len(found)
-    return ImageFiles(paths, labels, classes)
-
-
-def read_splits(directories: list[Path]) -> tuple[ImageFiles, ImageFiles]:
-    """Return the training and the validation images of one directory with train/ and val/, or of two.
-
-    Raises:
-        UserError: a missing or empty folder, or two splits of different classes.
-    """
-    folders = [directories[0] / "train", directories[0] / "val"] if len(directories) == 1 else directories
-    train, val = (list_images(folder) for folder in folders)
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{folders[0]} and {folders[1]} have different classes, for example {odd[0]}: the labels would not fit")
-    return train, val
 
 
 class ImageLoader:
@@ -148,7 +92,9 @@ class ImageLoader:
             UserError: a file that cannot be decoded; names it.
         """
         files = self.shard()
-        batches = iter(self.decode(files, self))
+        gpu = (self.device.index or 0) if self.device.type == "cuda" else None
+        how = Decoding(self.batch_size, self.augment, self.seed, self.epoch, self.place, self.workers, gpu, self.decode_on_cpu)
+        batches = iter(self.decode(files, how))
         for start in range(0, len(files), self.batch_size):
             try:
                 pixels, labels = next(batches)
@@ -163,7 +109,7 @@ class ImageLoader:
             yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), labels.to(self.device).long()
 
 
-Decoder = Callable[[ImageFiles, ImageLoader], Iterator[tuple[Tensor, Tensor]]]
+Decoder = Callable[[ImageFiles, Decoding], Iterator[tuple[Tensor, Tensor]]]
 
 
 def has_dali() -> bool:
@@ -181,15 +127,3 @@ def decoder_named(name: str) -> Decoder:
     else:
         from .imagenet_torchvision import decode
     return decode
-
-
-def damage(path: str) -> str | None:
-    """Return what is wrong with an image file; None if it decodes."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.convert("RGB").load()
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        return f"{path} cannot be decoded ({error}): copy it again, or remove it"
-    return None

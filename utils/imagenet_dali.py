@@ -1,23 +1,20 @@
 """Decode, crop and resize with NVIDIA DALI: on the GPU, or as a whole on the CPU."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 from torch import Tensor
 
-from .imagenet import AREA, ASPECT, SHORTER_SIDE, SIZE
-
-if TYPE_CHECKING:
-    from .imagenet import ImageFiles, ImageLoader
+from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles
 
 READER = "reader"
 ATTEMPTS = 100
 
 
 @pipeline_def
-def graph(files: "ImageFiles", augment: bool, decoder: str) -> tuple[Any, Any]:
+def graph(files: ImageFiles, augment: bool, decoder: str) -> tuple[Any, Any]:
     """Return pixels [224, 224, 3] uint8 and label; `decoder` is "mixed", which ends on the GPU, or "cpu".
 
     An orientation in a file's EXIF data is left aside, as by PIL: pixels are taken as they are stored.
@@ -35,14 +32,12 @@ def graph(files: "ImageFiles", augment: bool, decoder: str) -> tuple[Any, Any]:
     return fn.crop_mirror_normalize(pixels, crop=(SIZE, SIZE), mirror=flip, dtype=types.UINT8, output_layout="HWC"), label
 
 
-def decode(files: "ImageFiles", loader: "ImageLoader") -> Iterator[tuple[Tensor, Tensor]]:
+def decode(files: ImageFiles, how: Decoding) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (pixels [B, 224, 224, 3] uint8, labels [B]) of one epoch, in the order of the files."""
-    place, on_gpu = loader.place, loader.device.type == "cuda"
     # A pipeline of its own for each epoch: the augmentation is then a function of the seed, whatever ran before.
-    seed = (loader.seed * 1_000_003 + loader.epoch) * place.world + place.rank
-    decoder = "mixed" if on_gpu and not loader.decode_on_cpu else "cpu"
-    pipeline = graph(files, loader.augment, decoder, batch_size=min(loader.batch_size, len(files)),
-                     num_threads=max(1, loader.workers), device_id=loader.device.index if on_gpu else None, seed=seed % 2**31)
+    decoder = "cpu" if how.gpu is None or how.on_cpu else "mixed"
+    pipeline = graph(files, how.augment, decoder, batch_size=min(how.batch_size, len(files)),
+                     num_threads=max(1, how.workers), device_id=how.gpu, seed=how.stream % 2**31)
     batches = DALIGenericIterator([pipeline], ["pixels", "labels"], reader_name=READER, last_batch_policy=LastBatchPolicy.PARTIAL)
     for (batch,) in batches:
         yield batch["pixels"], batch["labels"].flatten()

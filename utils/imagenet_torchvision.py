@@ -5,7 +5,6 @@ torchvision looks for a random crop 10 times, DALI 100 times, before it takes th
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from .distributed import end_with_parent
-from .imagenet import AREA, ASPECT, SHORTER_SIDE, SIZE
-
-if TYPE_CHECKING:
-    from .imagenet import ImageFiles, ImageLoader
+from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles
 
 
 def centre(image: Image.Image) -> Image.Image:
@@ -35,7 +31,7 @@ def centre(image: Image.Image) -> Image.Image:
 class Images(Dataset):
     """(pixels [224, 224, 3] uint8, label) of files; the random numbers of an image are a function of `seed` and its place."""
 
-    def __init__(self, files: "ImageFiles", augment: bool, seed: int):
+    def __init__(self, files: ImageFiles, augment: bool, seed: int):
         self.files, self.seed = files, seed
         self.transform = v2.Compose([v2.RandomResizedCrop(SIZE, AREA, ASPECT), v2.RandomHorizontalFlip()]) if augment else centre
 
@@ -49,8 +45,7 @@ class Images(Dataset):
         return torch.from_numpy(pixels), self.files.labels[index]
 
 
-def decode(files: "ImageFiles", loader: "ImageLoader") -> Iterator[tuple[Tensor, Tensor]]:
+def decode(files: ImageFiles, how: Decoding) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (pixels [B, 224, 224, 3] uint8, labels [B]) of one epoch, in the order of the files."""
-    seed = ((loader.seed * 1_000_003 + loader.epoch) * loader.place.world + loader.place.rank) * 2**22
-    yield from DataLoader(Images(files, loader.augment, seed % 2**62), loader.batch_size, num_workers=loader.workers,
-                          pin_memory=loader.device.type == "cuda", worker_init_fn=end_with_parent)
+    yield from DataLoader(Images(files, how.augment, how.stream * 2**22 % 2**62), how.batch_size, num_workers=how.workers,
+                          pin_memory=how.gpu is not None, worker_init_fn=end_with_parent)

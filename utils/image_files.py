@@ -1,0 +1,103 @@
+"""ImageNet's image files: listed, named where they are damaged, and what every decoder makes of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .distributed import Place
+from .errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # on the scale [0, 1]
+SIZE, SHORTER_SIDE = 224, 256
+ASPECT, AREA = (0.8, 1.25), (0.1, 1.0)  # of the random crop
+SUFFIXES = {".jpeg", ".jpg", ".png"}
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files and their labels; a label is the place of the file's folder among the sorted class folders."""
+
+    paths: list[str]
+    labels: list[int]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: list[int]) -> "ImageFiles":
+        """Return the files with these indices."""
+        return ImageFiles([self.paths[i] for i in indices], [self.labels[i] for i in indices], self.classes)
+
+
+def list_images(folder: Path) -> ImageFiles:
+    """List the images in the class folders of one split.
+
+    Raises:
+        UserError: no folder, no class folders, or one without an image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: name the directory with train/ and val/, or both, train first")
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        raise UserError(f"{folder} has no class folders: ImageNet's images lie in one folder per class (n01440764, ...)")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(str(file) for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"{folder / name} has no .JPEG, .jpg or .png: unpack this class again, or remove its folder")
+        paths += found
+        labels += [label] * len(found)
+    return ImageFiles(paths, labels, classes)
+
+
+def read_splits(directories: list[Path]) -> tuple[ImageFiles, ImageFiles]:
+    """Return the training and the validation images of one directory with train/ and val/, or of two.
+
+    Raises:
+        UserError: a missing or empty folder, or two splits of different classes.
+    """
+    folders = [directories[0] / "train", directories[0] / "val"] if len(directories) == 1 else directories
+    train, val = (list_images(folder) for folder in folders)
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"{folders[0]} and {folders[1]} have different classes, for example {odd[0]}: the labels would not fit")
+    return train, val
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one process decodes one epoch.
+
+    Attributes:
+        batch_size: images of a batch; the last one may be smaller.
+        augment: random resized crop and flip; without it the centre.
+        seed: of the whole run; with `epoch` and `place` it gives the augmentation.
+        workers: threads (DALI) or processes (torchvision) that decode.
+        gpu: index of the GPU that the pixels go to; None without one.
+        on_cpu: decode on the CPU also where there is a GPU.
+    """
+
+    batch_size: int
+    augment: bool
+    seed: int
+    epoch: int
+    place: Place
+    workers: int
+    gpu: int | None
+    on_cpu: bool
+
+    @property
+    def stream(self) -> int:
+        """Return a number of its own for each seed, epoch and process."""
+        return (self.seed * 1_000_003 + self.epoch) * self.place.world + self.place.rank
+
+
+def damage(path: str) -> str | None:
+    """Return what is wrong with an image file; None if it decodes."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB").load()
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
+        return f"{path} cannot be decoded ({error}): copy it again, or remove it"
+    return None
