@@ -16,7 +16,7 @@ from typing import Any
 from models import Network
 from snn_layers import HALF, latency, layer_table
 from utils import cli, loading, script
-from utils.data import Data
+from utils.data.splits import Data
 from utils.measure import compare
 
 

@@ -21,7 +21,7 @@ from models import Network
 from snn_layers import HALF, latency
 from utils import cli, loading, script
 from utils.checkpoint import LAST, network_state, restore_network
-from utils.data import Data
+from utils.data.splits import Data
 from utils.distributed import check_everywhere
 from utils.engine import evaluate
 from utils.errors import UserError

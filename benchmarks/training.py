@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import Network
 from quant import fuse_
-from utils.cifar import ImageSet, TensorLoader
+from utils.data.cifar import ImageSet, TensorLoader
 from utils.engine import autocast, sgd
 
 from .rows import BATCH, Row, networks, noise, row

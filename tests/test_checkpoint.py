@@ -12,7 +12,7 @@ import models
 from quant import calibrate_, quantize_
 from utils import checkpoint
 from utils.checkpoint import load_network, network_state, read_checkpoint, save_checkpoint
-from utils.cifar import TensorLoader, load_images
+from utils.data.cifar import TensorLoader, load_images
 from utils.engine import evaluate
 from utils.errors import UserError
 

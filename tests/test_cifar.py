@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from utils.cifar import ImageSet, TensorLoader, load_images
+from utils.data.cifar import ImageSet, TensorLoader, load_images
 from utils.errors import UserError
 
 

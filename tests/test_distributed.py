@@ -14,7 +14,7 @@ from test_imagenet import picture
 from worker import Work
 
 import main
-from utils.data import Data
+from utils.data.splits import Data
 from utils.distributed import Place
 from utils.errors import UserError
 

@@ -21,10 +21,10 @@ import main
 import snn_ft
 from quant import fault
 from utils.checkpoint import LAST, load_network, network_state, read_checkpoint, save_checkpoint
-from utils.cifar import load_images, read_binary
+from utils.data.cifar import load_images, read_binary
+from utils.data.image_files import list_images
+from utils.data.imagenet import ImageLoader
 from utils.errors import UserError
-from utils.image_files import list_images
-from utils.imagenet import ImageLoader
 
 TRIALS = 200
 

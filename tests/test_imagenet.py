@@ -13,10 +13,10 @@ from PIL import Image
 import models
 from quant import calibrate_
 from utils.checkpoint import load_network
+from utils.data.image_files import MEAN, STD, list_images, read_splits
+from utils.data.imagenet import LOADERS, ImageLoader
 from utils.distributed import Place
 from utils.errors import UserError
-from utils.image_files import MEAN, STD, list_images, read_splits
-from utils.imagenet import LOADERS, ImageLoader
 from utils.importer import load_published
 
 SIZES = [(500, 375), (375, 500), (224, 300), (90, 130), (256, 256), (641, 333), (300, 301)]
@@ -175,7 +175,7 @@ def test_a_corrupt_image_is_named(root, tmp_path, decoder):
 
 
 def test_without_dali_the_remedy_is_named(root, monkeypatch):
-    monkeypatch.setattr("utils.imagenet.find_spec", lambda name: None)
+    monkeypatch.setattr("utils.data.imagenet.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"DALI is not installed.*--loader torchvision"):
         loader(root, "dali")
 

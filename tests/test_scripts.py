@@ -10,8 +10,8 @@ import torch
 import main
 import snn
 import snn_ft
-from utils import data
 from utils.checkpoint import load_network, read_checkpoint
+from utils.data import splits
 from utils.errors import UserError
 from utils.importer import apot_layout, published_names
 
@@ -97,11 +97,11 @@ def test_full_delay_scores_what_the_ann_scores(result):
 
 
 def test_without_e_the_test_set_is_not_read(result, monkeypatch):
-    splits = []
-    load = data.load_images
-    monkeypatch.setattr(data, "load_images", lambda *args: splits.append(args[-1]) or load(*args))
+    read = []
+    load = splits.load_images
+    monkeypatch.setattr(splits, "load_images", lambda *args: read.append(args[-1]) or load(*args))
     assert snn.main([*flags(result), "-t"])["snn"].count == 320
-    assert splits == [True]
+    assert read == [True]
 
 
 def test_finetuning_saves_a_network_that_snn_loads(result, capsys):

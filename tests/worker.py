@@ -18,10 +18,10 @@ from models.resnet import residual_network
 from quant import calibrate_, quantize_
 from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
 from utils import script
+from utils.data.image_files import list_images
+from utils.data.imagenet import ImageLoader
 from utils.distributed import Place, average_, group, once_per_node, parallel
 from utils.engine import evaluate, sgd, train_epoch
-from utils.image_files import list_images
-from utils.imagenet import ImageLoader
 
 
 class FrozenNorm(nn.BatchNorm2d):

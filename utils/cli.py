@@ -8,9 +8,9 @@ import models
 from quant import check_bits
 from snn_layers import HALF
 
+from .data.imagenet import LOADERS
 from .distributed import TIMEOUT
 from .errors import UserError
-from .imagenet import LOADERS
 
 MAX_GPUS = 16  # per node; no larger index can be meant
 MAX_SEED = 2**32 - 1

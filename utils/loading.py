@@ -13,7 +13,7 @@ from quant import FLOAT_BITS
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
 from .checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
-from .data import Data, Loader
+from .data.splits import Data, Loader
 from .distributed import agree_
 from .errors import UserError
 

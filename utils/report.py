@@ -14,7 +14,7 @@ from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
 from . import measure, page, run_pictures
 from .checkpoint import read_checkpoint, revision
-from .data import Data
+from .data.splits import Data
 from .engine import evaluate
 from .files import sha256
 from .measure import Measured

@@ -15,7 +15,7 @@ from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 
 from . import cli, distributed, loading, script
 from .checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
-from .data import Data, Loader
+from .data.splits import Data, Loader
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
 from .errors import UserError
 from .importer import reset_head_

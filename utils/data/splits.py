@@ -7,9 +7,9 @@ import torch
 import models
 from models import Network
 
+from ..distributed import Place
+from ..errors import UserError
 from .cifar import ImageSet, TensorLoader, load_images
-from .distributed import Place
-from .errors import UserError
 from .image_files import ImageFiles, read_splits
 from .imagenet import ImageLoader, has_dali
 

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .distributed import Place
-from .errors import UserError
+from ..distributed import Place
+from ..errors import UserError
 from .image_files import MEAN, STD, Decoding, ImageFiles, damage
 
 LOADERS = ("dali", "torchvision")
