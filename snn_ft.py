@@ -22,7 +22,7 @@ from snn_layers import HALF, latency
 from utils import cli, loading, script
 from utils.checkpoint import LAST, network_state, restore_network
 from utils.data.splits import Data
-from utils.distributed import check_everywhere
+from utils.distributed.processes import check_everywhere
 from utils.engine import evaluate
 from utils.errors import UserError
 from utils.rundir import RunDirectory, plain, refuse_occupied

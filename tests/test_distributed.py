@@ -15,7 +15,7 @@ from worker import Work
 
 import main
 from utils.data.splits import Data
-from utils.distributed import Place
+from utils.distributed.processes import Place
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -9,10 +9,11 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dali_main
-from utils import distributed, script
+from utils import script
 from utils.checkpoint import LAST
-from utils.distributed import Place, once_per_node
-from utils.elastic import launcher
+from utils.distributed import processes
+from utils.distributed.elastic import launcher
+from utils.distributed.processes import Place, once_per_node
 from utils.errors import LostError, UserError
 from utils.rundir import CONFIG, RunDirectory
 
@@ -115,13 +116,13 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, capsys, damage
 def test_the_first_process_of_a_node_goes_first_and_its_failure_ends_the_others(monkeypatch):
     """With two nodes the order is that of local ranks; see also the test of two nodes."""
     events = []
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda failed: events.append("all"))
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda failed: events.append("all"))
     for local_rank, expected in ((0, ["task", "all", "all"]), (1, ["all", "task", "all"])):
         events.clear()
         assert once_per_node(lambda: events.append("task") or 7, Place(2 + local_rank, local_rank, 4)) == 7
         assert events == expected
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda failed: failed.fill_(1))
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda failed: failed.fill_(1))
     with pytest.raises(LostError, match="process 3 ends, as another one failed"):
         once_per_node(lambda: pytest.fail("the others had failed"), Place(3, 1, 4))
     with pytest.raises(UserError, match="no network"):

@@ -20,7 +20,7 @@ import snn_ft
 from quant import quantize_
 from utils import cli, script
 from utils.checkpoint import network_state, save_checkpoint
-from utils.distributed import Place
+from utils.distributed.processes import Place
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft, "dali_main.py": dali_main}

@@ -15,7 +15,7 @@ from quant import calibrate_
 from utils.checkpoint import load_network
 from utils.data.image_files import MEAN, STD, list_images, read_splits
 from utils.data.imagenet import LOADERS, ImageLoader
-from utils.distributed import Place
+from utils.distributed.processes import Place
 from utils.errors import UserError
 from utils.importer import load_published
 

@@ -20,7 +20,7 @@ from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
 from utils import script
 from utils.data.image_files import list_images
 from utils.data.imagenet import ImageLoader
-from utils.distributed import Place, average_, group, once_per_node, parallel
+from utils.distributed.processes import Place, average_, group, once_per_node, parallel
 from utils.engine import evaluate, sgd, train_epoch
 
 

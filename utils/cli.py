@@ -9,7 +9,7 @@ from quant import check_bits
 from snn_layers import HALF
 
 from .data.imagenet import LOADERS
-from .distributed import TIMEOUT
+from .distributed.processes import TIMEOUT
 from .errors import UserError
 
 MAX_GPUS = 16  # per node; no larger index can be meant

@@ -14,7 +14,7 @@ from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
 from .checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
 from .data.splits import Data, Loader
-from .distributed import agree_
+from .distributed.processes import agree_
 from .errors import UserError
 
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays

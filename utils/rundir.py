@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .checkpoint import BEST, LAST, revision, save_checkpoint
-from .distributed import Place
-from .elastic import launchers
+from .distributed.elastic import launchers
+from .distributed.processes import Place
 from .errors import UserError
 from .files import remove_parts, write_text
 from .metrics import Scores

@@ -15,8 +15,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .checkpoint import LAST, run_name
-from .distributed import Place, group
-from .elastic import ErrorFile, same_launch
+from .distributed.elastic import ErrorFile, same_launch
+from .distributed.processes import Place, group
 from .errors import LostError, UserError
 from .rundir import launchers_of, plain
 

@@ -13,9 +13,10 @@ import models
 from models import Network
 from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 
-from . import cli, distributed, loading, script
+from . import cli, loading, script
 from .checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
 from .data.splits import Data, Loader
+from .distributed import processes
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
 from .errors import UserError
 from .importer import reset_head_
@@ -29,7 +30,7 @@ def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader,
         network = models.build(args.arch, args.dataset, data.classes)
         return loading.place(quantize_(network, args.bit, args.weight_bit), args, device)
     source = args.init or f"TorchVision's {args.arch}"
-    contents = read_checkpoint(args.init) if args.init else distributed.once_per_node(partial(download, args.arch), data.place)
+    contents = read_checkpoint(args.init) if args.init else processes.once_per_node(partial(download, args.arch), data.place)
     network = restore_network(contents, source, args.arch, args.init_bit or published_bit(contents, args), args.dataset)
     if network.trainable_start and network.num_classes != data.classes:
         print(f"{source} has {network.num_classes} classes, the data set {data.classes}: the last layer starts afresh")
@@ -61,7 +62,7 @@ def fit(network: Network, args: argparse.Namespace, data: Data, train_batches: L
     before = evaluate(network, check, args.amp, args.limit, "before fitting").top1
     images = train_batches.first(min(data.fit_images, (args.limit or data.fit_images) * args.batch_size))
     calibrate_(network, images)
-    distributed.agree_(network)
+    processes.agree_(network)
     network.trainable_start = False
     after = evaluate(network, check, args.amp, args.limit, "after fitting")
     print(f"fitted to {len(images)} training images: accuracy on {after.count} training images {before:.2f} -> {after.top1:.2f} %")
@@ -117,7 +118,7 @@ def restore_run(state: dict[str, Any], optimizer: torch.optim.Optimizer, args: a
 def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Train for the epochs that are left, saving each; return best and last line of the log and the directory."""
     path = script.run_path(args)
-    distributed.check_everywhere(path / LAST)
+    processes.check_everywhere(path / LAST)
     script.go_on_after_restart(args, path)
     state = resumed_state(args, path)
     refuse_occupied(path, bool(state), args.overwrite)
@@ -136,7 +137,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         restore_run(state, optimizer, args, file)
     first = next_epoch(state) if state else args.start_epoch or 0
     history = list(state.get("history", []))
-    trained = distributed.parallel(network)
+    trained = processes.parallel(network)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
     def save(is_best: bool) -> None:
@@ -169,7 +170,7 @@ def train_one(epoch: int, args: argparse.Namespace, trained: torch.nn.Module, ne
     name = f"epoch {epoch + 1}/{args.epochs}"
     scores = train_epoch(trained, train_batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
                          accumulate=args.accum)
-    distributed.average_buffers_(network)
+    processes.average_buffers_(network)
     tested = evaluate(network, test_batches, args.amp, args.limit)
     line = log_line(epoch, rate(0), scores, tested, time.monotonic() - began)
     print(f"{name}: train loss {scores.loss:.3f}, train {scores.top1:.2f} %, test {tested.top1:.2f} %, {line['seconds']:.0f} s",

@@ -17,7 +17,7 @@ from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgres
 from . import loading, script
 from .checkpoint import LAST, read_checkpoint
 from .data.splits import Loader
-from .distributed import average_, parallel
+from .distributed.processes import average_, parallel
 from .engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
 from .errors import UserError
 from .metrics import Scores

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..distributed import Place
+from ..distributed.processes import Place
 from ..errors import UserError
 from .image_files import MEAN, STD, Decoding, ImageFiles, damage
 

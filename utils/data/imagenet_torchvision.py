@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ..distributed import end_with_parent
+from ..distributed.processes import end_with_parent
 from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles
 
 

@@ -7,7 +7,7 @@ import torch
 import models
 from models import Network
 
-from ..distributed import Place
+from ..distributed.processes import Place
 from ..errors import UserError
 from .cifar import ImageSet, TensorLoader, load_images
 from .image_files import ImageFiles, read_splits

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import LostError, UserError
+from ..errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
 LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv", re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Several processes: who takes which part, how they meet and agree, and what happens when one is lost."""
