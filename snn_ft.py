@@ -20,12 +20,12 @@ import torch
 from models import Network
 from snn_layers import HALF, latency
 from utils import cli, loading, script
-from utils.checkpoint import LAST, network_state, restore_network
+from utils.checkpoints.checkpoint import LAST, network_state, restore_network
+from utils.checkpoints.rundir import RunDirectory, plain, refuse_occupied
 from utils.data.splits import Data
 from utils.distributed.processes import check_everywhere
 from utils.engine import evaluate
 from utils.errors import UserError
-from utils.rundir import RunDirectory, plain, refuse_occupied
 from utils.tuning import Session, globally, layerwise, resumed_state, same_frozen
 
 CACHE = 8  # GB

@@ -25,7 +25,7 @@ from benchmarks.rows import BATCH, Row
 from benchmarks.training import loader, memory, training
 from benchmarks.tuning import tuning, whole
 from utils import script
-from utils.checkpoint import revision
+from utils.checkpoints.checkpoint import revision
 from utils.plot import pyplot
 
 RESULT = Path("result")

@@ -9,7 +9,7 @@ from torch import Tensor
 import models
 from models import Network
 from quant import calibrate_, quantize_
-from utils.checkpoint import load_network
+from utils.checkpoints.checkpoint import load_network
 
 from .timing import Times
 

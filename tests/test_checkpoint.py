@@ -10,8 +10,8 @@ import torch
 
 import models
 from quant import calibrate_, quantize_
-from utils import checkpoint
-from utils.checkpoint import load_network, network_state, read_checkpoint, save_checkpoint
+from utils.checkpoints import checkpoint
+from utils.checkpoints.checkpoint import load_network, network_state, read_checkpoint, save_checkpoint
 from utils.data.cifar import TensorLoader, load_images
 from utils.engine import evaluate
 from utils.errors import UserError

@@ -15,7 +15,7 @@ from quant import APoTWeight, QuantConv2d, calibrate_, compiled, quantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.fused import fire, neuron_constants
-from utils.checkpoint import load_network
+from utils.checkpoints.checkpoint import load_network
 from utils.data.cifar import TensorLoader, load_images
 
 NOISE = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(11))

@@ -10,7 +10,7 @@ import torch
 
 import main
 from utils import script, training
-from utils.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 from utils.errors import UserError
 from utils.files import PART, replacing
 

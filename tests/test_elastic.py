@@ -10,12 +10,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 import dali_main
 from utils import script
-from utils.checkpoint import LAST
+from utils.checkpoints.checkpoint import LAST
+from utils.checkpoints.rundir import CONFIG, RunDirectory
 from utils.distributed import processes
 from utils.distributed.elastic import launcher
 from utils.distributed.processes import Place, once_per_node
 from utils.errors import LostError, UserError
-from utils.rundir import CONFIG, RunDirectory
 
 
 def launched(monkeypatch, base: Path, name: str, attempt: int = 0) -> Path:

@@ -19,7 +19,7 @@ import snn
 import snn_ft
 from quant import quantize_
 from utils import cli, script
-from utils.checkpoint import network_state, save_checkpoint
+from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.distributed.processes import Place
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_imagenet import picture
 
-from utils.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "worker.py"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from snn_layers import to_spiking
-from utils.checkpoint import load_network
+from utils.checkpoints.checkpoint import load_network
 
 NETWORKS = [("cifar10", arch, bit, f"cifar10_{prefix}{arch}_{bit}bit")
             for prefix, arch, bits in (("", "alex", (32, 4, 3, 2)), ("", "vgg11", (32, 3, 2)), ("res_", "resnet20", (4, 3, 2)),

@@ -11,7 +11,7 @@ import main
 from models import build
 from quant import calibrate_, fault, quantize_
 from snn_layers import FinetuneConfig, deploy, finetune, to_spiking
-from utils.checkpoint import LAST, load_network, network_state, read_checkpoint
+from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint
 from utils.engine import sgd, train_epoch
 from utils.errors import UserError
 

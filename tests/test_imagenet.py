@@ -12,12 +12,12 @@ from PIL import Image
 
 import models
 from quant import calibrate_
-from utils.checkpoint import load_network
+from utils.checkpoints.checkpoint import load_network
+from utils.checkpoints.importer import load_published
 from utils.data.image_files import MEAN, STD, list_images, read_splits
 from utils.data.imagenet import LOADERS, ImageLoader
 from utils.distributed.processes import Place
 from utils.errors import UserError
-from utils.importer import load_published
 
 SIZES = [(500, 375), (375, 500), (224, 300), (90, 130), (256, 256), (641, 333), (300, 301)]
 

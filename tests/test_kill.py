@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 COMMON = ["--arch", "resnet20", "-b", "16"]

@@ -8,7 +8,7 @@ import pytest
 
 import main
 from utils import training
-from utils.checkpoint import LAST, read_checkpoint
+from utils.checkpoints.checkpoint import LAST, read_checkpoint
 
 EPOCHS = 200
 

@@ -16,7 +16,7 @@ from models.plain import plain_network
 from models.resnet import residual_network
 from quant import calibrate_, dequantize_, quantize_, time_steps
 from snn_layers import IFNeuron, deploy, to_spiking
-from utils.checkpoint import load_network, network_state, save_checkpoint
+from utils.checkpoints.checkpoint import load_network, network_state, save_checkpoint
 
 SIZE = 8  # of the images
 examples = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

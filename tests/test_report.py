@@ -11,7 +11,7 @@ import report
 import utils.report
 from snn_layers import integrate_and_fire, to_spiking
 from utils import measure, page, run_pictures
-from utils.checkpoint import network_state, save_checkpoint
+from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
 from utils.subject import Subject, Tuned, checkpoint_of, read_subject
 

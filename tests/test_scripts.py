@@ -10,10 +10,10 @@ import torch
 import main
 import snn
 import snn_ft
-from utils.checkpoint import load_network, read_checkpoint
+from utils.checkpoints.checkpoint import load_network, read_checkpoint
+from utils.checkpoints.importer import apot_layout, published_names
 from utils.data import splits
 from utils.errors import UserError
-from utils.importer import apot_layout, published_names
 
 SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "32"]
 

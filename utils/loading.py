@@ -12,7 +12,7 @@ from models import Network
 from quant import FLOAT_BITS
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
-from .checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
+from .checkpoints.checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
 from .data.splits import Data, Loader
 from .distributed.processes import agree_
 from .errors import UserError

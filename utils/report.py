@@ -13,7 +13,7 @@ from snn_layers import to_spiking
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
 from . import measure, page, run_pictures
-from .checkpoint import read_checkpoint, revision
+from .checkpoints.checkpoint import read_checkpoint, revision
 from .data.splits import Data
 from .engine import evaluate
 from .files import sha256

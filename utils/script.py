@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .checkpoint import LAST, run_name
+from .checkpoints.checkpoint import LAST, run_name
+from .checkpoints.rundir import launchers_of, plain
 from .distributed.elastic import ErrorFile, same_launch
 from .distributed.processes import Place, group
 from .errors import LostError, UserError
-from .rundir import launchers_of, plain
 
 PROFILE_ROWS = 15
 # Where a run started, and what is no choice: another value of these changes nothing when it goes on.

@@ -11,7 +11,7 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from .checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
+from .checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
 from .errors import UserError
 
 

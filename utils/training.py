@@ -14,14 +14,14 @@ from models import Network
 from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 
 from . import cli, loading, script
-from .checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
+from .checkpoints.checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
+from .checkpoints.importer import reset_head_
+from .checkpoints.rundir import RunDirectory, log_line, plain, refuse_occupied
+from .checkpoints.torchvision_weights import download
 from .data.splits import Data, Loader
 from .distributed import processes
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
 from .errors import UserError
-from .importer import reset_head_
-from .rundir import RunDirectory, log_line, plain, refuse_occupied
-from .torchvision_weights import download
 
 
 def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader, device: torch.device) -> Network:

@@ -15,7 +15,7 @@ from models import Network
 from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
 
 from . import loading, script
-from .checkpoint import LAST, read_checkpoint
+from .checkpoints.checkpoint import LAST, read_checkpoint
 from .data.splits import Loader
 from .distributed.processes import average_, parallel
 from .engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def download(arch: str) -> dict[str, Any]:

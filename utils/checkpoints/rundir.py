@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..distributed.elastic import launchers
+from ..distributed.processes import Place
+from ..errors import UserError
+from ..files import remove_parts, write_text
+from ..metrics import Scores
 from .checkpoint import BEST, LAST, revision, save_checkpoint
-from .distributed.elastic import launchers
-from .distributed.processes import Place
-from .errors import UserError
-from .files import remove_parts, write_text
-from .metrics import Scores
 
 CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)

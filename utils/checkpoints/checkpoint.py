@@ -12,8 +12,8 @@ import models
 from models import Network
 from quant import FLOAT_BITS, check_values, quantize_
 
-from .errors import UserError
-from .files import replacing
+from ..errors import UserError
+from ..files import replacing
 from .importer import load_published, load_strictly_
 
 FORMAT = 1
