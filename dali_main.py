@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from quant import FLOAT_BITS
-from utils import cli, script, training
+from utils import cli, script
+from utils.training import train
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--scratch", action="store_true", help="start below 32 bits from random weights")
     add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (below: the default)")
-    args = training.check(cli.resolve(parser.parse_args(resume_apart(sys.argv[1:] if argv is None else argv))))
+    args = train.check(cli.resolve(parser.parse_args(resume_apart(sys.argv[1:] if argv is None else argv))))
     if args.pretrained and (args.scratch or args.init or args.resume is not None):
         parser.error("--pretrained, --scratch, --init and --resume exclude each other: choose where to start")
     if args.scratch and (args.init or args.resume is not None):
@@ -49,7 +50,7 @@ def resume_apart(argv: list[str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
-    return training.run(parse(argv))
+    return train.run(parse(argv))
 
 
 if __name__ == "__main__":

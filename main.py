@@ -11,7 +11,8 @@ The best epoch is the one with the highest accuracy on the test set, as in the p
 import argparse
 from typing import Any
 
-from utils import cli, script, training
+from utils import cli, script
+from utils.training import train
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -19,12 +20,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.new_parser(__doc__, ["cifar10"])
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
-    return training.check(cli.resolve(parser.parse_args(argv)))
+    return train.check(cli.resolve(parser.parse_args(argv)))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
-    return training.run(parse(argv))
+    return train.run(parse(argv))
 
 
 if __name__ == "__main__":

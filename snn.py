@@ -15,9 +15,10 @@ from typing import Any
 
 from models import Network
 from snn_layers import HALF, latency, layer_table
-from utils import cli, loading, script
+from utils import cli, script
 from utils.data.splits import Data
 from utils.measure import compare
+from utils.training import loading
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

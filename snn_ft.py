@@ -19,14 +19,15 @@ import torch
 
 from models import Network
 from snn_layers import HALF, latency
-from utils import cli, loading, script
+from utils import cli, script
 from utils.checkpoints.checkpoint import LAST, network_state, restore_network
 from utils.checkpoints.rundir import RunDirectory, plain, refuse_occupied
 from utils.data.splits import Data
 from utils.distributed.processes import check_everywhere
-from utils.engine import evaluate
 from utils.errors import UserError
-from utils.tuning import Session, globally, layerwise, resumed_state, same_frozen
+from utils.training import loading
+from utils.training.engine import evaluate
+from utils.training.tune import Session, globally, layerwise, resumed_state, same_frozen
 
 CACHE = 8  # GB
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import Network
 from quant import fuse_
 from utils.data.cifar import ImageSet, TensorLoader
-from utils.engine import autocast, sgd
+from utils.training.engine import autocast, sgd
 
 from .rows import BATCH, Row, networks, noise, row
 from .timing import alternate, peak_bytes

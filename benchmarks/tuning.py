@@ -9,7 +9,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from quant import time_steps
 from snn_layers import FinetuneConfig, RateNetwork, finetune, own_parameters_, to_spiking
-from utils.engine import sgd
+from utils.training.engine import sgd
 
 from .rows import BATCH, Row, networks, noise, row
 from .timing import alternate, peak_bytes
@@ -104,7 +104,7 @@ import torch
 from benchmarks.rows import noise
 from benchmarks.training import step
 from benchmarks.tuning import trainable
-from utils.engine import sgd
+from utils.training.engine import sgd
 network = trainable("{kind}", {bit})
 optimizer = sgd(network, 1e-5, 0.9, 1e-4)
 step(network, optimizer, noise(8), torch.arange(8), False)

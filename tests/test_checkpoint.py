@@ -13,8 +13,8 @@ from quant import calibrate_, quantize_
 from utils.checkpoints import checkpoint
 from utils.checkpoints.checkpoint import load_network, network_state, read_checkpoint, save_checkpoint
 from utils.data.cifar import TensorLoader, load_images
-from utils.engine import evaluate
 from utils.errors import UserError
+from utils.training.engine import evaluate
 
 
 @pytest.fixture

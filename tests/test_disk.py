@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import main
-from utils import script, training
+from utils import script
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 from utils.errors import UserError
 from utils.files import PART, replacing
+from utils.training import train
 
 RUN = ["-a", "resnet20", "--bit", "2", "-b", "16", "--epochs", "3", "--lr", "0.02"]
 NAME = "resnet20_2bit"
@@ -36,14 +37,14 @@ def remount(disk: Path, options: str) -> None:
 
 def spoiled_in_epoch(number: int, spoil, monkeypatch) -> None:
     """Let `spoil` happen while an epoch, counted from 0, is trained."""
-    train_one = training.train_one
+    train_one = train.train_one
 
-    def train(epoch, *args):
+    def spoiled(epoch, *args):
         if epoch == number:
             spoil()
         return train_one(epoch, *args)
 
-    monkeypatch.setattr(training, "train_one", train)
+    monkeypatch.setattr(train, "train_one", spoiled)
 
 
 def weights(path: Path) -> dict:

@@ -12,8 +12,8 @@ from models import build
 from quant import calibrate_, fault, quantize_
 from snn_layers import FinetuneConfig, deploy, finetune, to_spiking
 from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint
-from utils.engine import sgd, train_epoch
 from utils.errors import UserError
+from utils.training.engine import sgd, train_epoch
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(6)

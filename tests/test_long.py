@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import main
-from utils import training
 from utils.checkpoints.checkpoint import LAST, read_checkpoint
+from utils.training import train
 
 EPOCHS = 200
 
@@ -26,7 +26,7 @@ def test_200_short_epochs_take_no_more_memory_than_20(tmp_path, monkeypatch):
                        "--result", str(tmp_path)])
     args.limit = 2
     memory, files, objects = [], [], []
-    train_one = training.train_one
+    train_one = train.train_one
 
     def measured(*arguments):
         line = train_one(*arguments)
@@ -36,8 +36,8 @@ def test_200_short_epochs_take_no_more_memory_than_20(tmp_path, monkeypatch):
         objects.append(len(gc.get_objects()))
         return line
 
-    monkeypatch.setattr(training, "train_one", measured)
-    result = training.run(args)
+    monkeypatch.setattr(train, "train_one", measured)
+    result = train.run(args)
     assert len(memory) == EPOCHS
     early, late = slice(20, 40), slice(EPOCHS // 2, EPOCHS)
     assert max(memory[late]) - max(memory[early]) < 16  # MB; a kept checkpoint takes 2, a kept epoch's graph more

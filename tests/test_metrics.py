@@ -9,9 +9,9 @@ from torch import nn
 
 from models import build
 from quant import quantize_
-from utils.engine import MILESTONES, evaluate, learning_rate, sgd, train_epoch
 from utils.errors import UserError
-from utils.metrics import Meter
+from utils.training.engine import MILESTONES, evaluate, learning_rate, sgd, train_epoch
+from utils.training.metrics import Meter
 
 
 def test_scores_are_sums_over_samples():

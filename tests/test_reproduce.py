@@ -17,13 +17,13 @@ import main
 import reproduce
 import snn
 from utils import figures, markdown, pictures, plan, stages, table_file
-from utils.engine import train_epoch
 from utils.errors import UserError
 from utils.figures import Figure
 from utils.networks import Networks
 from utils.plan import Plan, Speed
 from utils.stages import Stage
 from utils.tables import TABLES, rows_of
+from utils.training.engine import train_epoch
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,11 +68,11 @@ def test_an_interrupted_stage_ends_as_an_unbroken_one(tuning, tmp_path, monkeypa
             raise KeyboardInterrupt
         return train_epoch(*args)
 
-    monkeypatch.setattr("utils.tuning.train_epoch", dies_in_the_second)
+    monkeypatch.setattr("utils.training.tune.train_epoch", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         stages.run(tuning, tmp_path / "broken")
     assert stages.record_of(tuning, tmp_path / "broken") is None
-    monkeypatch.setattr("utils.tuning.train_epoch", train_epoch)
+    monkeypatch.setattr("utils.training.tune.train_epoch", train_epoch)
     broken = stages.run(tuning, tmp_path / "broken")["result"]
     assert broken["after"] == whole["after"]
     assert broken["seconds"] > 0

@@ -21,7 +21,7 @@ from utils import script
 from utils.data.image_files import list_images
 from utils.data.imagenet import ImageLoader
 from utils.distributed.processes import Place, average_, group, once_per_node, parallel
-from utils.engine import evaluate, sgd, train_epoch
+from utils.training.engine import evaluate, sgd, train_epoch
 
 
 class FrozenNorm(nn.BatchNorm2d):

@@ -14,7 +14,7 @@ from ..distributed.elastic import launchers
 from ..distributed.processes import Place
 from ..errors import UserError
 from ..files import remove_parts, write_text
-from ..metrics import Scores
+from ..training.metrics import Scores
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 
 CONFIG, LOG = "config.json", "log.jsonl"

@@ -14,12 +14,13 @@ import torch
 from models import Network
 from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
 
-from . import loading, script
-from .checkpoints.checkpoint import LAST, read_checkpoint
-from .data.splits import Loader
-from .distributed.processes import average_, parallel
+from .. import script
+from ..checkpoints.checkpoint import LAST, read_checkpoint
+from ..data.splits import Loader
+from ..distributed.processes import average_, parallel
+from ..errors import UserError
+from . import loading
 from .engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
-from .errors import UserError
 from .metrics import Scores
 
 GIGABYTE = 2**30

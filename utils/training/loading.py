@@ -12,10 +12,10 @@ from models import Network
 from quant import FLOAT_BITS
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
-from .checkpoints.checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
-from .data.splits import Data, Loader
-from .distributed.processes import agree_
-from .errors import UserError
+from ..checkpoints.checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
+from ..data.splits import Data, Loader
+from ..distributed.processes import agree_
+from ..errors import UserError
 
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
 NOTICED = 3.0  # seconds

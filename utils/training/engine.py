@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from quant import clips, fault, quantized_once
 
-from .errors import UserError
+from ..errors import UserError
 from .guards import first_fault, inner, is_sound
 from .metrics import Meter, Scores
 

@@ -1,0 +1,1 @@
+"""Training and tuning: what happens between a script's flags and its result, over one engine."""
