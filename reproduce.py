@@ -13,13 +13,14 @@ result; rows and tables share stages. After each one result/table_{table}.json, 
 import argparse
 from pathlib import Path
 
-from utils import cli, figures, markdown, pictures, script, stages, table_file
+from utils import cli, script
 from utils.errors import UserError
-from utils.figures import Figure
 from utils.files import write_text
-from utils.plan import Plan, duration
-from utils.published import PUBLISHED
-from utils.tables import TABLES, Row, rows_of
+from utils.study import figures, markdown, pictures, stages, table_file
+from utils.study.figures import Figure
+from utils.study.plan import Plan, duration
+from utils.study.published import PUBLISHED
+from utils.study.tables import TABLES, Row, rows_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

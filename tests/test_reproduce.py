@@ -16,13 +16,13 @@ from filelock import FileLock
 import main
 import reproduce
 import snn
-from utils import figures, markdown, pictures, plan, stages, table_file
 from utils.errors import UserError
-from utils.figures import Figure
-from utils.networks import Networks
-from utils.plan import Plan, Speed
-from utils.stages import Stage
-from utils.tables import TABLES, rows_of
+from utils.study import figures, markdown, pictures, plan, stages, table_file
+from utils.study.figures import Figure
+from utils.study.networks import Networks
+from utils.study.plan import Plan, Speed
+from utils.study.stages import Stage
+from utils.study.tables import TABLES, rows_of
 from utils.training.engine import train_epoch
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
 
-from .checkpoints.checkpoint import BEST, read_checkpoint, run_name
+from ..checkpoints.checkpoint import BEST, read_checkpoint, run_name
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set

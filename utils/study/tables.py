@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
 
-from .checkpoints.checkpoint import BEST, run_name
+from ..checkpoints.checkpoint import BEST, run_name
 from .networks import BITS, CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import Stage
 

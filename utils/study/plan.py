@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 import models
 
+from ..script import choose_device
+from ..training.engine import autocast, sgd
 from . import stages
-from .script import choose_device
 from .stages import Stage
 from .tables import Row
-from .training.engine import autocast, sgd
 
 PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 1024)}  # images, their height and width in pixels; images of an update
 REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count

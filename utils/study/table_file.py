@@ -11,9 +11,9 @@ from typing import Any
 
 from quant import FLOAT_BITS
 
-from .errors import UserError
+from ..errors import UserError
+from ..files import write_text
 from .figures import Figure
-from .files import write_text
 from .tables import Row
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from quant import FLOAT_BITS, time_steps
 
-from .errors import UserError
+from ..errors import UserError
 from .figures import Figure
 
 HEAD = ("neuron", "method", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")

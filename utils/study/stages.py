@@ -8,10 +8,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .checkpoints.checkpoint import LAST, revision
-from .checkpoints.rundir import LOG, simple
-from .errors import UserError
-from .files import sha256, write_text
+from ..checkpoints.checkpoint import LAST, revision
+from ..checkpoints.rundir import LOG, simple
+from ..errors import UserError
+from ..files import sha256, write_text
 
 RECORD, LOCK = "record.json", "stage.lock"
 TRAININGS = ("main", "dali_main")

@@ -6,8 +6,8 @@ from typing import Any
 
 from quant import FLOAT_BITS, time_steps
 
+from ..plot import pyplot
 from .figures import Figure
-from .plot import pyplot
 
 
 def draw(table: str, figures: list[Figure], path: Path) -> None:
