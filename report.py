@@ -13,10 +13,11 @@ import argparse
 import json
 from pathlib import Path
 
-from utils import cli, report, script
+from utils import cli, script
 from utils.errors import UserError
 from utils.files import write_text
-from utils.subject import read_subject
+from utils.report import sections
+from utils.report.subject import read_subject
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     for run in args.runs:
         subject = read_subject(run)
         pages.append(args.output or subject.page)
-        page, figures = report.build(subject, args.data, args.images)
+        page, figures = sections.build(subject, args.data, args.images)
         write_text(pages[-1], page)
         if figures:
             write_text(pages[-1].with_suffix(".json"), json.dumps(figures, indent=1) + "\n")

@@ -17,7 +17,7 @@ from models import Network
 from snn_layers import HALF, latency, layer_table
 from utils import cli, script
 from utils.data.splits import Data
-from utils.measure import compare
+from utils.report.measure import compare
 from utils.training import loading
 
 

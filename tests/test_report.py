@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import report
-import utils.report
 from snn_layers import integrate_and_fire, to_spiking
-from utils import measure, page, run_pictures
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
-from utils.subject import Subject, Tuned, checkpoint_of, read_subject
+from utils.report import measure, page, run_pictures, sections
+from utils.report.subject import Subject, Tuned, checkpoint_of, read_subject
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SECTIONS = ("Accuracy", "Accuracy against latency", "Layer by layer", "Neurons on the first test image", "Operations and energy",
@@ -55,8 +54,8 @@ def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
     tuned = Tuned("signed, tuned", to_spiking(small), [], path)
     subject = Subject("small", tmp_path, path, {"history": history, "revision": "r", "args": {"lr": 0.1}}, small, [tuned])
     batches = [(IMAGES[:3, :, :9, :7], torch.tensor([0, 1, 2])), (IMAGES[3:, :, :9, :7], torch.tensor([3]))]
-    sections, figures = utils.report.spiking_sections(subject, batches)
-    parts = [*sections, utils.report.learning_section(subject), utils.report.provenance(subject, 4)]
+    parts, figures = sections.spiking_sections(subject, batches)
+    parts += [sections.learning_section(subject), sections.provenance(subject, 4)]
     check_page(page.page("small", parts), "signed, tuned")
     read = json.loads(json.dumps(figures))
     assert read == figures
@@ -143,7 +142,7 @@ def test_the_provenance_leaves_out_only_what_was_not_given(tmp_path):
     path = tmp_path / "model_best.pth.tar"
     path.write_bytes(b"weights")
     args = {"seed": 0, "start": 0.0, "lr": 0.1, "init": None, "unsigned": False, "directories": []}
-    *_, (_, given) = utils.report.facts(path, {"args": args})
+    *_, (_, given) = sections.facts(path, {"args": args})
     assert given == "lr=0.1 seed=0 start=0.0"
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from snn_layers import LayerStatistics
 
+from ..plot import pyplot
 from .measure import Measured, Traces
-from .plot import pyplot
 
 SIZE, DPI = (4.7, 3.3), 170  # inches
 

@@ -12,13 +12,13 @@ from quant import time_steps
 from snn_layers import to_spiking
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
+from ..checkpoints.checkpoint import read_checkpoint, revision
+from ..data.splits import Data
+from ..files import sha256
+from ..training.engine import evaluate
 from . import measure, page, run_pictures
-from .checkpoints.checkpoint import read_checkpoint, revision
-from .data.splits import Data
-from .files import sha256
 from .measure import Measured
 from .subject import Subject, data_arguments
-from .training.engine import evaluate
 
 BATCH = 50
 MOST_DELAYS = 8  # delays of a sweep

@@ -11,8 +11,8 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from .checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
-from .errors import UserError
+from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
+from ..errors import UserError
 
 
 @dataclass
