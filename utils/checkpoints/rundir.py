@@ -14,7 +14,6 @@ from ..distributed.elastic import launchers
 from ..distributed.processes import Place
 from ..errors import UserError
 from ..files import remove_parts, write_text
-from ..training.metrics import Scores
 from .checkpoint import BEST, LAST, revision, save_checkpoint
 
 CONFIG, LOG = "config.json", "log.jsonl"
@@ -114,10 +113,3 @@ def tensorboard_writer(path: Path) -> Any:
     except ImportError as error:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from error
     return SummaryWriter(str(path))
-
-
-def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:
-    """Return an epoch's line of the log; accuracies in percent, loss in nats."""
-    parts = {f"{name}_{key}": round(value, 6) for name, scores in (("train", train), ("test", test))
-             for key, value in asdict(scores).items() if key != "count"}
-    return {"epoch": epoch, "lr": rate, **parts, "seconds": round(seconds, 1)}

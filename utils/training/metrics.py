@@ -1,6 +1,7 @@
 """Accuracy and loss as sums over samples, so that each sample counts once on any number of processes."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,3 +56,10 @@ class ReadoutMeter:
     def scores(self) -> list[Scores]:
         """Return the scores after T' = 1..T steps."""
         return [meter.scores() for meter in self.meters]
+
+
+def log_line(epoch: int, rate: float, train: Scores, test: Scores, seconds: float) -> dict[str, Any]:
+    """Return an epoch's line of the log; accuracies in percent, loss in nats."""
+    parts = {f"{name}_{key}": round(value, 6) for name, scores in (("train", train), ("test", test))
+             for key, value in asdict(scores).items() if key != "count"}
+    return {"epoch": epoch, "lr": rate, **parts, "seconds": round(seconds, 1)}

@@ -16,13 +16,14 @@ from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
 from .. import cli, script
 from ..checkpoints.checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
 from ..checkpoints.importer import reset_head_
-from ..checkpoints.rundir import RunDirectory, log_line, plain, refuse_occupied
+from ..checkpoints.rundir import RunDirectory, plain, refuse_occupied
 from ..checkpoints.torchvision_weights import download
 from ..data.splits import Data, Loader
 from ..distributed import processes
 from ..errors import UserError
 from . import loading
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
+from .metrics import log_line
 
 
 def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader, device: torch.device) -> Network:
