@@ -133,7 +133,7 @@ def test_help_says_what_the_parser_does(name, monkeypatch):
     """Every flag under all its names, with its choices, its default where it has one, and no flag that nothing reads."""
     parser = parser_of(SCRIPTS[name], monkeypatch)
     printed = " ".join(parser.format_help().split())
-    code = "".join(file.read_text() for folder in (".", "utils") for file in (ROOT / folder).glob("*.py"))
+    code = "".join(file.read_text() for file in (*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py")))
     assert " ".join(SCRIPTS[name].__doc__.split()) in printed
     for action in parser._actions:
         assert action.help, action.dest

@@ -290,15 +290,15 @@ def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path
 
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
     stage = stage_of("main", network, "--epochs", "2", "--lr", "0.02")
-    saved, simple = main.training.best_of, stages.simple
+    saved, simple = main.train.best_of, stages.simple
 
     def dies(history):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.training, "best_of", dies)  # before the first epoch is saved
+    monkeypatch.setattr(main.train, "best_of", dies)  # before the first epoch is saved
     with pytest.raises(KeyboardInterrupt):
         stages.run(stage, tmp_path)
-    monkeypatch.setattr(main.training, "best_of", saved)
+    monkeypatch.setattr(main.train, "best_of", saved)
     assert stages.arguments(stage, tmp_path / "stage")[-1] == "--resume"
     assert "--init" not in stages.arguments(stage, tmp_path / "stage")
     with pytest.raises(UserError, match=r"is of .*--lr 0.02, not .*--lr 0.5"):
