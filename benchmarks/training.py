@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import Network
-from quant import fuse_
 from utils.data.cifar import ImageSet, TensorLoader
-from utils.training.engine import autocast, sgd
+from utils.training.engine import sgd
+from utils.training.step import Step
 
 from .rows import BATCH, Row, networks, noise, row
 from .timing import alternate, peak_bytes
@@ -22,9 +21,9 @@ def training(rounds: int = 7) -> list[Row]:
     plain, quantized = networks("resnet20", 3)
     contenders = {}
     for amp, precision in ((False, "float32"), (True, "bfloat16")):
-        for name, network in (("float", plain), ("quantized", quantized), ("compiled", fuse_(copy.deepcopy(quantized)))):
-            optimizer = sgd(network.train(), 1e-4, 0.9, 1e-4)
-            contenders[f"{name} {precision}"] = partial(step, network, optimizer, images, labels, amp)
+        for name, network in (("float", plain), ("quantized", quantized), ("compiled", copy.deepcopy(quantized))):
+            step = Step(network.train(), sgd(network, 1e-4, 0.9, 1e-4), amp, compile=name == "compiled")
+            contenders[f"{name} {precision}"] = partial(step, images, labels, 1e-4)
     times = alternate(contenders, rounds, warm_up=2, name="training step")
     rows = []
     for precision in ("float32", "bfloat16"):
@@ -32,16 +31,6 @@ def training(rounds: int = 7) -> list[Row]:
         rows += [row(times, what.format(""), f"quantized {precision}", f"float {precision}"),
                  row(times, what.format(", --compile,"), f"compiled {precision}", f"float {precision}", 1.25, 1.1)]
     return rows
-
-
-def step(network: Network, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, amp: bool) -> None:
-    """Make one step of SGD."""
-    with autocast(images.device, amp):
-        logits = network(images)
-    loss = nn.functional.cross_entropy(logits.float(), labels)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
 
 
 class PerImage(torch.utils.data.Dataset):

@@ -10,10 +10,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from quant import time_steps
 from snn_layers import FinetuneConfig, RateNetwork, finetune, own_parameters_, to_spiking
 from utils.training.engine import sgd
+from utils.training.step import Step
 
 from .rows import BATCH, Row, networks, noise, row
 from .timing import alternate, peak_bytes
-from .training import step
 
 
 def tuning(batches: int = 10, checked: int = 2, rounds: int = 3) -> list[Row]:
@@ -88,7 +88,7 @@ def whole(rounds: int = 5) -> list[Row]:
         steps, contenders = time_steps(bit), {}
         for kind in ("ANN", "global", "through time"):
             network = trainable(kind, bit)
-            contenders[kind] = partial(step, network, sgd(network, 1e-5, 0.9, 1e-4), images, labels, False)
+            contenders[kind] = partial(Step(network, sgd(network, 1e-5, 0.9, 1e-4)), images, labels, 1e-5)
         times = alternate(contenders, rounds, name=f"global step, T = {steps}")
         rows.append(row(times, f"global step T={steps}, ResNet-20 / ANN step", "global", "ANN", 1 + 0.4 * steps))
         rows.append(row(times, f"backpropagation through time T={steps} / ANN step", "through time", "ANN"))
@@ -102,12 +102,12 @@ def whole(rounds: int = 5) -> list[Row]:
 SETUP = """
 import torch
 from benchmarks.rows import noise
-from benchmarks.training import step
 from benchmarks.tuning import trainable
 from utils.training.engine import sgd
+from utils.training.step import Step
 network = trainable("{kind}", {bit})
-optimizer = sgd(network, 1e-5, 0.9, 1e-4)
-step(network, optimizer, noise(8), torch.arange(8), False)
+step = Step(network, sgd(network, 1e-5, 0.9, 1e-4))
+step(noise(8), torch.arange(8), 1e-5)
 images, labels = noise(128), torch.arange(128) % 10
 """
-STEP = "step(network, optimizer, images, labels, False)"
+STEP = "step(images, labels, 1e-5)"

@@ -1,30 +1,39 @@
-"""Elementwise functions fused into one pass by torch.compile, with the function itself as fallback."""
+"""Functions compiled by torch.compile, with the function itself as fallback."""
 
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+# Triton divides approximately unless it is told to round; on a CPU this changes nothing.
+OPTIONS = MappingProxyType({"eager_numerics.division_rounding": True})
+
 
 class Compiled:
-    """A function, compiled on first use for every shape; the compiler keeps its results on disk for the next process.
+    """A function, compiled on first use; the compiler keeps its results on disk for the next process.
 
     Where it fails, as without a C++ compiler or beyond the limit, a warning says so and the function runs as it is.
 
     Args:
         limit: of versions, one for each set of arguments other than tensors; a sweep over all delays at 4 bits takes about 100.
+        dynamic: one version serves all shapes; False: each shape gets its own.
+        whole: a function that cannot be one graph runs as it is; False: in several graphs.
     """
 
-    def __init__(self, function: Callable[..., Any], limit: int = 256):
-        self.function = function
-        self.fused = torch.compile(function, dynamic=True, fullgraph=True, recompile_limit=limit)
+    def __init__(self, function: Callable[..., Any], limit: int = 256, dynamic: bool = True, whole: bool = True):
+        self.function, self.limit = function, limit
+        self.fused = torch.compile(function, dynamic=dynamic, fullgraph=whole, options=dict(OPTIONS))
 
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
         try:
-            return self.fused(*args)
+            with torch._dynamo.config.patch(recompile_limit=self.limit):
+                return self.fused(*args)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the compiler's have no common class
             result = self.function(*args)  # a mistake in the arguments raises here
             reason = str(error).strip().splitlines()[0]

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .compiled import compiled
-
 PART = 2**18  # values whose indices a cache holds
 
 
@@ -84,19 +82,18 @@ def _wide(x: Tensor) -> Tensor:
 
 class _ActivationQuantization(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int, fused: bool) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int) -> Tensor:
         ctx.save_for_backward(x, threshold)
-        ctx.steps, ctx.fused = steps, fused
-        return (compiled(round_activation) if fused else round_activation)(x, threshold, steps)
+        ctx.steps = steps
+        return round_activation(x, threshold, steps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        gradients = compiled(activation_gradients) if ctx.fused else activation_gradients
-        return *gradients(grad, *ctx.saved_tensors, ctx.steps), None, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *activation_gradients(grad, *ctx.saved_tensors, ctx.steps), None
 
 
-def quantize_activation(x: Tensor, threshold: Tensor, steps: int, fused: bool = False) -> Tensor:
+def quantize_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
     """Return y = round(clamp(x/θ, 0, 1) · T) / T · θ, half to even; contains the ReLU.
 
     Gradients: dx = g where 0 < x <= θ, else 0; dθ = Σ g · (1 where x > θ, else y/θ - x/θ where x > 0).
@@ -105,11 +102,10 @@ def quantize_activation(x: Tensor, threshold: Tensor, steps: int, fused: bool = 
         x: pre-activations of any shape.
         threshold: θ > 0, a scalar.
         steps: T = 2^b - 1.
-        fused: one compiled pass forward and one backward.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 4; learned clipping as in APoT, eq. 6.
     """
-    return _ActivationQuantization.apply(x, threshold, steps, fused)
+    return _ActivationQuantization.apply(x, threshold, steps)
 
 
 class _RateReplacement(torch.autograd.Function):
@@ -134,14 +130,10 @@ def replace_activation(x: Tensor, threshold: float, spike_rate: Tensor) -> Tenso
 def quantize_eight_bit(weight: Tensor) -> Tensor:
     """Return round(W / step) · step, step = max(W) / 127 (signed maximum, a constant); gradient straight through.
 
-    No value is clamped: a minimum below -max(W) keeps its own integer.
-
-    Raises:
-        ValueError: max(W) <= 0, which leaves no step.
+    No value is clamped: a minimum below -max(W) keeps its own integer. Where max(W) <= 0 there is no step and all values are
+    NaN: a look at the number here would let a GPU wait in every pass. `fault` and `check_values` name such a layer.
     """
-    step = weight.detach().max() / 127
-    if not step > 0:
-        raise ValueError(f"8-bit weights need a positive maximum, but max(W) is {step.item() * 127:g}: "
-                         "the checkpoint is damaged or training diverged")
+    weight_range = weight.detach().max()
+    step = torch.where(weight_range > 0, weight_range, torch.nan) / 127
     quantized = torch.round(weight.detach() / step) * step
     return weight + (quantized - weight).detach()

@@ -112,8 +112,6 @@ def quantized_once(network: nn.Module) -> Iterator[None]:
 class QuantReLU(nn.Module):
     """ReLU clipped at a learned threshold θ and rounded to T = 2^b - 1 uniform steps."""
 
-    fused = False  # see `fuse_`
-
     def __init__(self, bits: int, threshold: float):
         super().__init__()
         self.bits = bits
@@ -122,16 +120,8 @@ class QuantReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values in {0, θ/T, ..., θ}, of the shape of x."""
-        return quantize_activation(x, self.threshold, self.time_steps, self.fused)
+        return quantize_activation(x, self.threshold, self.time_steps)
 
     def extra_repr(self) -> str:
         """Describe bits and threshold."""
         return f"bits={self.bits}, threshold={self.threshold.item():.4g}"
-
-
-def fuse_(network: nn.Module) -> nn.Module:
-    """Let each quantized activation run, in place, as one compiled pass forward and one backward."""
-    for module in network.modules():
-        if isinstance(module, QuantReLU):
-            module.fused = True
-    return network

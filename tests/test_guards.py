@@ -14,6 +14,7 @@ from snn_layers import FinetuneConfig, deploy, finetune, to_spiking
 from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint
 from utils.errors import UserError
 from utils.training.engine import sgd, train_epoch
+from utils.training.step import Step
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 LABELS = torch.arange(6)
@@ -76,7 +77,7 @@ def batches(count: int, spoiled: int | None = None) -> list[tuple[torch.Tensor, 
 
 
 def train(network: nn.Module, data: list, lr: float = 0.01) -> None:
-    train_epoch(network, data, sgd(network, lr, 0.9, 0), lambda _: lr, name="epoch 3/9")
+    train_epoch(Step(network, sgd(network, lr, 0.9, 0)), data, lambda _: lr, name="epoch 3/9")
 
 
 def test_nan_in_the_images_stops_before_it_spreads(quantized):

@@ -1,5 +1,6 @@
 """Scores, schedules and the training step."""
 
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from quant import quantize_
 from utils.errors import UserError
 from utils.training.engine import MILESTONES, evaluate, learning_rate, sgd, train_epoch
 from utils.training.metrics import Meter
+from utils.training.step import Step
 
 
 def test_scores_are_sums_over_samples():
@@ -83,7 +85,7 @@ def test_training_lowers_the_loss_and_follows_the_rate():
         return 0.1
 
     optimizer = sgd(network, 1.0, 0, 0)
-    losses = [train_epoch(network, data, optimizer, rate, print_freq=100).loss for _ in range(20)]
+    losses = [train_epoch(Step(network, optimizer), data, rate).loss for _ in range(20)]
     assert losses[-1] < losses[0]
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert set(asked) == {0, 0.25, 0.5, 0.75}
@@ -93,20 +95,20 @@ def test_a_diverged_run_stops_with_the_remedy():
     network = nn.Linear(4, 3)
     network.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match="lower --lr"):
-        train_epoch(network, batches(), sgd(network, 0.1, 0, 0), lambda _: 0.1)
+        train_epoch(Step(network, sgd(network, 0.1, 0, 0)), batches(), lambda _: 0.1)
 
 
 def test_a_diverged_quantized_network_is_a_users_error():
     network = quantize_(build("resnet20"), 3)
     network.head.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"batch 0 of train\): lower --lr"):
-        train_epoch(network, [(torch.randn(2, 3, 32, 32), torch.arange(2))], sgd(network, 0.1, 0, 0), lambda _: 0.1)
+        train_epoch(Step(network, sgd(network, 0.1, 0, 0)), [(torch.randn(2, 3, 32, 32), torch.arange(2))], lambda _: 0.1)
 
 
 def test_a_single_image_for_bn_is_a_users_error():
     network = build("alex")
     with pytest.raises(UserError, match="raise --batch-size"):
-        train_epoch(network, [(torch.randn(1, 3, 32, 32), torch.arange(1))], sgd(network, 0.1, 0, 0), lambda _: 0.1)
+        train_epoch(Step(network, sgd(network, 0.1, 0, 0)), [(torch.randn(1, 3, 32, 32), torch.arange(1))], lambda _: 0.1)
 
 
 def test_a_teacher_replaces_the_labels():
@@ -115,7 +117,7 @@ def test_a_teacher_replaces_the_labels():
     data = [(torch.randn(32, 4), torch.zeros(32).long()) for _ in range(4)]
     optimizer = sgd(network, 0.5, 0.9, 0)
     for _ in range(60):
-        train_epoch(network, data, optimizer, lambda _: 0.5, teacher=teacher)
+        train_epoch(Step(network, optimizer, teacher=teacher), data, lambda _: 0.5)
     images = data[0][0]
     torch.testing.assert_close(network(images).softmax(1), teacher(images).softmax(1), rtol=0.05, atol=0.02)
 
@@ -125,3 +127,16 @@ def test_limit_stops_early_and_evaluation_restores_the_mode():
     assert evaluate(network, batches(5), limit=2).count == 16
     assert network.training
     assert network[0].weight.grad is None
+
+
+def test_a_step_is_one_graph_with_the_gradients_of_the_uncompiled_one():
+    torch.manual_seed(0)
+    network = quantize_(build("resnet20"), 3)
+    images, labels, found = torch.randn(4, 3, 32, 32), torch.arange(4), []
+    for compile in (False, True):
+        trained = copy.deepcopy(network)
+        step = Step(trained, sgd(trained, 0.1, 0.9, 1e-4))
+        loss = torch.compile(step.loss, backend="aot_eager", fullgraph=True) if compile else step.loss
+        loss(images, labels)[1].backward()
+        found.append([parameter.grad for parameter in trained.parameters()])
+    assert all(torch.equal(plain, compiled) for plain, compiled in zip(*found, strict=True))

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from quant import (
     APoTWeight,
-    QuantReLU,
     apot_grid,
-    fuse_,
     nearest_level,
     quantize_activation,
     quantize_eight_bit,
@@ -118,9 +116,8 @@ def test_inputs_are_never_changed(primitives):
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(3), -torch.ones(3), torch.full((3,), float("nan"))])
-def test_eight_bits_without_a_positive_maximum_are_an_error(weight):
-    with pytest.raises(ValueError, match=r"max\(W\)"):
-        quantize_eight_bit(weight)
+def test_eight_bits_without_a_positive_maximum_are_no_numbers(weight):
+    assert quantize_eight_bit(weight).isnan().all()
 
 
 def test_a_projection_has_no_temporary_larger_than_the_weight(operators):
@@ -129,19 +126,3 @@ def test_a_projection_has_no_temporary_larger_than_the_weight(operators):
         quantize_weight(weight, torch.tensor(3.0), APoTWeight(8).levels(weight.dtype))
     assert recorded.calls.count("bucketize") == 1
     assert recorded.largest == weight.numel()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_activation_agrees_with_the_plain_one(dtype):
-    draw = torch.Generator().manual_seed(0)
-    x, grad = (torch.randn(4, 16, 8, 8, generator=draw, dtype=torch.float32).to(dtype) for _ in range(2))
-    results = []
-    for relu in (QuantReLU(3, 1.3), fuse_(QuantReLU(3, 1.3))):
-        inputs = x.clone().requires_grad_()
-        output = relu(inputs)
-        output.backward(grad)
-        results.append((output.detach(), inputs.grad, relu.threshold.grad))
-    for plain, fused in zip(*results, strict=True):
-        assert plain.dtype == fused.dtype
-        torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-4)

@@ -22,6 +22,7 @@ from utils.data.image_files import list_images
 from utils.data.imagenet import ImageLoader
 from utils.distributed.processes import Place, average_, group, once_per_node, parallel
 from utils.training.engine import evaluate, sgd, train_epoch
+from utils.training.step import Step
 
 
 class FrozenNorm(nn.BatchNorm2d):
@@ -73,14 +74,14 @@ class Work:
                     tensor.add_(1)
         trained, optimizer = parallel(network), sgd(network, 0.05, 0.9, 1e-4)
         batches = self.loader("train", batch_size=8 // self.place.world, limit=40)
-        losses = [train_epoch(trained, batches, optimizer, lambda part: 0.05).loss for _ in range(2)]
+        losses = [train_epoch(Step(trained, optimizer), batches, lambda part: 0.05).loss for _ in range(2)]
         return {"losses": losses, "state": network.state_dict()}
 
     def accumulate(self) -> dict:
         """The same with batches of 4 on one process, two to a step."""
         network = small_network(frozen=True)
         optimizer, batches = sgd(network, 0.05, 0.9, 1e-4), self.loader("train", batch_size=4, limit=40)
-        losses = [train_epoch(network, batches, optimizer, lambda part: 0.05, accumulate=2).loss for _ in range(2)]
+        losses = [train_epoch(Step(network, optimizer), batches, lambda part: 0.05, accumulate=2).loss for _ in range(2)]
         return {"losses": losses, "state": network.state_dict()}
 
     def tune(self) -> dict:
@@ -90,7 +91,7 @@ class Work:
         results = finetune(snn, ann, batches, self.loader("train", limit=15), FinetuneConfig(lr=0.05), average_=average_)
         layerwise = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
         whole = RateNetwork(snn, compile=False)
-        train_epoch(parallel(whole), batches, sgd(whole, 0.01, 0.9, 1e-4), lambda part: 0.01)
+        train_epoch(Step(parallel(whole), sgd(whole, 0.01, 0.9, 1e-4)), batches, lambda part: 0.01)
         return {"layerwise": layerwise, "whole": snn.state_dict(), "accuracies": [result.accuracy_after for result in results]}
 
     def shard(self) -> dict:

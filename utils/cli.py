@@ -80,6 +80,8 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
     add("--seed", type=number(int, 0, MAX_SEED, "seed"), default=0,
         help="seed of initialisation, order and augmentation (default: 0)")
     add("--amp", action="store_true", help="bfloat16 where safe; pays on GPUs and on CPUs with bfloat16 units")
+    add("--tf32", type=boolean, default=True, metavar="BOOL",
+        help="GPU: let convolutions round float32 to 11 bits (default: True in training, False where spikes are compared)")
     add("--channels-last", type=boolean, default=True, metavar="BOOL", help="memory format channels_last (default: True)")
     add("--deterministic", action="store_true", help="deterministic GPU kernels where they exist; a CPU run repeats anyway")
     add("-t", "--test", action="store_true", help="smoke test: at most 10 batches of 1 epoch, in a run directory of its own")
@@ -113,6 +115,7 @@ def add_imagenet_flags(parser: Parser, nargs: str) -> None:
 def new_conversion_parser(description: str | None) -> Parser:
     """Return a parser with the flags of the scripts that convert a network."""
     parser = new_parser(description, ["cifar10", "imagenet"])
+    parser.set_defaults(tf32=False)
     add_cifar_flags(parser)
     add_imagenet_flags(parser, "*")
     add = parser.add_argument
@@ -133,8 +136,8 @@ def new_conversion_parser(description: str | None) -> Parser:
 def add_optimizer_flags(parser: Parser) -> None:
     """Add what training and fine-tuning share."""
     add = parser.add_argument
-    add("-p", "--print-freq", type=count(1, "number of batches"), default=10,
-        help="batches between updates of the progress bar (default: 10)")
+    add("-p", "--print-freq", type=count(1, "number of batches"), default=50,
+        help="batches between two looks at the loss, for which a GPU has to wait (default: 50)")
     add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
     add("--overwrite", action="store_true", help="delete the run that is in the directory")
 
@@ -151,7 +154,7 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
         help=f"of SGD, on all but clips and thresholds, which have 1e-4 (default: {wd:g})")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
     add("--weight-bit", type=bits, help="bits of the hidden weights where they are to differ from the recipe")
-    add("--compile", action="store_true", help="compile the quantized activations: faster steps, after half a minute")
+    add("--compile", action="store_true", help="compile the training step: faster, after a minute; on a GPU a CUDA graph")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
     start = parser.add_mutually_exclusive_group()

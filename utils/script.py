@@ -56,6 +56,7 @@ def session(args: argparse.Namespace) -> Iterator[torch.device]:
     place = Place.of_environment(args.local_rank)
     device = choose_device(args.device, place)
     torch.manual_seed(args.seed)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself

@@ -198,23 +198,32 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of one epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        count = len(self.labels)
-        order = torch.randperm(count, generator=generator) if self.augment else torch.arange(count)
-        batches = list(order.split(self.batch_size))
-        if self.augment and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2:] = [torch.cat(batches[-2:])]  # BN cannot train on a single image
-        for indices in batches:
-            pixels = self.crops(indices, generator) if self.augment else self.pixels[indices]
+        sizes, plan = self.plan()
+        for order, *crop in zip(*(part.split(sizes) for part in plan), strict=True):
+            pixels = self.crops(order, *crop) if self.augment else self.pixels[order]
             images = pixels.float().sub_(self.mean).mul_(self.inverse_std)
-            yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), self.labels[indices]
+            yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), self.labels[order]
 
-    def crops(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return randomly cropped and flipped images [B, 32, 32, 3] uint8."""
-        count, device = len(indices), self.pixels.device
-        top, left = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
-        flip = torch.randint(2, (count, 1), generator=generator) * int(self.flips)
-        span = torch.arange(SIZE)
-        rows = (top + span).to(device)
-        columns = (left + torch.where(flip.bool(), SIZE - 1 - span, span)).to(device)
-        return self.pixels[indices.to(device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    def plan(self) -> tuple[list[int], Tensor]:
+        """Return the batches' sizes and, on the device, the epoch's order or [order, top, left, flip], [.., N] int64.
+
+        It is drawn batch by batch and moved at once: a GPU would wait for each smaller piece.
+        """
+        count = len(self.labels)
+        sizes = [self.batch_size] * (count // self.batch_size) + [count % self.batch_size] * (count % self.batch_size > 0)
+        if not self.augment:
+            return sizes, torch.arange(count, device=self.device)[None]
+        if self.batch_size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+            sizes[-2:] = [sum(sizes[-2:])]  # BN cannot train on a single image
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(count, generator=generator)[None]
+        drawn = [torch.cat((torch.randint(2 * PADDING + 1, (2, size), generator=generator),
+                            torch.randint(2, (1, size), generator=generator) * int(self.flips))) for size in sizes]
+        return sizes, torch.cat((order, torch.cat(drawn, 1))).to(self.device)
+
+    def crops(self, order: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        """Return images [B, 32, 32, 3] uint8 by their numbers [B], cropped at `top` and `left`, mirrored where `flip` is 1."""
+        span = torch.arange(SIZE, device=self.device)
+        rows = top[:, None] + span
+        columns = left[:, None] + torch.where(flip[:, None] > 0, SIZE - 1 - span, span)
+        return self.pixels[order[:, None, None], rows[:, :, None], columns[:, None, :]]

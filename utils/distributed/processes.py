@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
-LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv", re.IGNORECASE)
+LOST = re.compile(r"Timed out|timeout|Connection (closed|reset|refused)|Broken pipe|Socket closed|failed to recv|"
+                  r"NCCL (error|communicator)|ncclRemoteError|ncclSystemError|ncclInternalError|unhandled (system|cuda) error",
+                  re.IGNORECASE)
 T = TypeVar("T")
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -99,6 +101,8 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         yield
         return
     end_with_parent()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else each process would also take memory of the first GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         join(backend, timedelta(seconds=timeout))
@@ -118,8 +122,8 @@ def parallel(network: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return network
     device = next(network.parameters()).device
-    # BN statistics are averaged after the epoch instead, see `average_buffers_`.
-    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, forward_sync_buffers=False)
+    agree_(network)  # of the buffers too, which the wrapper then leaves alone: they are averaged after the epoch
+    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False)
 
 
 @torch.no_grad()

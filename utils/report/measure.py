@@ -13,8 +13,9 @@ from quant import quantized_once
 from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
 from snn_layers.energy import Operations, mean_over_batches, operations, walk
 
-from ..training.engine import autocast, progress_bar
+from ..training.engine import progress_bar
 from ..training.metrics import Meter, ReadoutMeter
+from ..training.step import autocast
 
 Batches = Collection[tuple[Tensor, Tensor]]
 RASTER, TRACES = 40, 3  # neurons of a layer in the spike raster, and in the membrane traces

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import models
 
 from ..script import choose_device
-from ..training.engine import autocast, sgd
+from ..training.engine import sgd
+from ..training.step import autocast
 from . import stages
 from .stages import Stage
 from .tables import Row

@@ -3,22 +3,20 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant import clips, fault, quantized_once
+from quant import quantized_once
 
 from ..errors import UserError
-from .guards import first_fault, inner, is_sound
 from .metrics import Meter, Scores
+from .step import Step, autocast
 
 # Parts of a run after which the "step" schedule falls: epochs 150 and 225 of CIFAR's 300; 20, 40 and 50 of ImageNet's 60.
 MILESTONES = MappingProxyType({"cifar": (1 / 2, 3 / 4), "imagenet": (1 / 3, 2 / 3, 5 / 6)})
@@ -63,15 +61,11 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
                                          and momentum.isfinite().all()):
             raise ValueError(f"holds a momentum {index} that does not fit its parameter")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": momenta})
-
-
-def autocast(device: torch.device, enabled: bool, cache: bool = True) -> AbstractContextManager:
-    """Return a bfloat16 autocast context for the device; quantizers compute in float32 within it.
-
-    The cache of cast weights must be off where an optimizer steps inside the context.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
+    # The fused update walks through both in memory order: a momentum must lie as its parameter does.
+    fitted = {index: entry if entry.get("momentum_buffer") is None else
+              {**entry, "momentum_buffer": torch.empty_like(parameters[index]).copy_(entry["momentum_buffer"])}
+              for index, entry in momenta.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": fitted})
 
 
 def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None, every: int = 1) -> tqdm:
@@ -82,66 +76,38 @@ def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: 
                 miniters=every)
 
 
-def train_epoch(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer,
-                rate: Callable[[float], float], amp: bool = False, print_freq: int = 10, limit: int | None = None,
-                name: str = "train", teacher: nn.Module | None = None, accumulate: int = 1) -> Scores:
+def train_epoch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], rate: Callable[[float], float], print_freq: int = 50,
+                limit: int | None = None, name: str = "train", accumulate: int = 1) -> Scores:
     """Train for one pass over `batches` of (images, labels) and return the scores on the way.
 
     Args:
         rate: learning rate as a function of the finished part of this epoch in [0, 1).
-        print_freq: batches between two updates of the figures in the progress bar.
+        print_freq: batches between two looks at the device, for a sound loss and the figures in the progress bar.
         limit: stop after that many batches.
-        teacher: learn its probabilities (Kullback-Leibler divergence) instead of the labels.
         accumulate: batches whose mean gradient makes one step; a last group may be smaller.
 
     Raises:
-        UserError: the loss is no longer finite, or a threshold or clip no longer positive; names batch and layer, and the step
-            that would spread it is not taken.
+        UserError: the loss was no longer finite, or a threshold or clip no longer positive; names batch and layer. The step
+            that would spread it is not taken, nor any after it.
     """
-    network.train()
-    positive = clips(network)
-    meter, began, seen = Meter(next(network.parameters()).device), time.monotonic(), 0
+    step.begin()
+    began, seen = time.monotonic(), 0
     steps = min(len(batches), limit or len(batches))
     bar = progress_bar(batches, name, limit)
-    optimizer.zero_grad(set_to_none=True)
-    for step, (images, labels) in enumerate(bar):
-        ends = (step + 1) % accumulate == 0 or step + 1 == steps
-        group = min(accumulate, steps - step // accumulate * accumulate)
+    for number, (images, labels) in enumerate(bar):
+        ends = (number + 1) % accumulate == 0 or number + 1 == steps
+        group = min(accumulate, steps - number // accumulate * accumulate)
+        now = rate(number / len(batches))
         try:
-            with nullcontext() if ends or not hasattr(network, "no_sync") else network.no_sync():
-                logits, loss = forward(network, images, labels, amp, teacher)
-                if not is_sound(loss, positive):
-                    raise ValueError(f"the loss is {loss.item():g}: {first_fault(network, images)}")
-                (loss / group).backward()
-        except ValueError as error:  # no positive weight left, or a single image for BN
-            reason = fault(inner(network), statistics=False) or error
-            raise UserError(f"{reason} (batch {step} of {name}): lower --lr, or raise --batch-size; --resume takes up the last "
-                            "checkpoint") from error
-        if ends:
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate(step / len(batches))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        meter.update(logits.detach(), labels)
+            step(images, labels, now, group, ends)
+        except ValueError as error:  # a single image for BN
+            raise UserError(f"{error} (batch {number} of {name}): raise --batch-size") from error
         seen += len(labels)
-        if step % print_freq == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{rate(step / len(batches)):.2g}",
-                            images=f"{seen / (time.monotonic() - began):.0f}/s")
-    return meter.scores()
-
-
-def forward(network: nn.Module, images: Tensor, labels: Tensor, amp: bool, teacher: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return logits [B, classes] and the loss of a batch."""
-    with autocast(images.device, amp):
-        logits = network(images)
-    return logits, F.cross_entropy(logits.float(), labels) if teacher is None else divergence(logits, teacher, images)
-
-
-def divergence(logits: Tensor, teacher: nn.Module, images: Tensor) -> Tensor:
-    """Return KL(teacher's probabilities || ours), the mean over the batch, in nats; logits [B, classes]."""
-    with torch.no_grad():
-        target = F.log_softmax(teacher(images).float(), dim=1)
-    return F.kl_div(F.log_softmax(logits.float(), dim=1), target, reduction="batchmean", log_target=True)
+        if (number + 1) % print_freq == 0:
+            loss = step.check(name)
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{now:.2g}", images=f"{seen / (time.monotonic() - began):.0f}/s")
+    step.check(name)
+    return step.meter.scores()
 
 
 @torch.inference_mode()

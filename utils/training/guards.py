@@ -1,9 +1,10 @@
-"""A loss that is no number: noticed before it spreads, and traced to the layer it comes from."""
+"""A loss that is no number: noted before it spreads, and traced to the layer it comes from."""
 
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -11,10 +12,51 @@ from quant import fault
 from snn_layers import RateNetwork
 
 
-def is_sound(loss: Tensor, positive: list[Tensor]) -> bool:
-    """Return whether the loss is finite and all clips are positive: one look at the device a step."""
+def is_sound(loss: Tensor, positive: list[Tensor]) -> Tensor:
+    """Return, on the device, whether the loss is finite and all clips are positive."""
     sound = torch.isfinite(loss.detach())
-    return bool(sound & (torch.stack(positive).detach().min() > 0) if positive else sound)
+    return sound & (torch.stack(positive).detach().min() > 0) if positive else sound
+
+
+class Note:
+    """What a step notes on the device about the batches: the first unsound one, its loss and its images.
+
+    Attributes:
+        unsound: 1 from the first unsound batch of any process on, else 0.
+        images: of that batch; its first rows where it is a smaller one.
+    """
+
+    def __init__(self, device: torch.device):
+        self.unsound, self.own = (torch.zeros((), device=device) for _ in range(2))
+        self.batch, self.loss = (torch.zeros((), device=device) for _ in range(2))
+        self.images: Tensor | None = None
+
+    @torch.no_grad()
+    def take(self, images: Tensor, loss: Tensor, is_sound: Tensor) -> None:
+        """Note a batch."""
+        if self.images is None or len(images) > len(self.images):
+            self.images = torch.zeros_like(images)
+        sound_so_far = is_sound & (self.own == 0)
+        if dist.is_initialized():
+            self.unsound.copy_(~is_sound | (self.unsound > 0))
+            dist.all_reduce(self.unsound, dist.ReduceOp.MAX)
+        kept = self.images[: len(images)]
+        # Once unsound, everything stays as it is.
+        fresh = self.own == 0
+        kept.copy_(torch.where(fresh, images, kept))
+        self.loss.copy_(torch.where(fresh, loss, self.loss))
+        self.own.copy_(~sound_so_far)
+        if not dist.is_initialized():
+            self.unsound.copy_(self.own)
+        self.batch.add_(sound_so_far)
+
+    def read(self) -> list[float]:
+        """Wait for the device and return [unsound, own, batch, loss]."""
+        return torch.stack([self.unsound, self.own, self.batch, self.loss]).tolist()
+
+    def begin(self) -> None:
+        """Count batches from 0 again."""
+        self.batch.zero_()
 
 
 def inner(network: nn.Module) -> nn.Module:

@@ -31,7 +31,12 @@ class Meter:
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = ranked == labels[:, None]
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        self.sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=loss.device)]).double()
+        self.sums[:3] += torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+        self.sums[3] += len(labels)
+
+    def begin(self) -> None:
+        """Forget what was added."""
+        self.sums.zero_()
 
     def scores(self) -> Scores:
         """Return the scores over all samples of all processes."""

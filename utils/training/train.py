@@ -11,7 +11,7 @@ import torch
 
 import models
 from models import Network
-from quant import FLOAT_BITS, calibrate_, fuse_, quantize_, requantize_
+from quant import FLOAT_BITS, calibrate_, quantize_, requantize_
 
 from .. import cli, script
 from ..checkpoints.checkpoint import BEST, LAST, network_state, read_checkpoint, restore_network
@@ -24,6 +24,7 @@ from ..errors import UserError
 from . import loading
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
 from .metrics import log_line
+from .step import Step
 
 
 def initial_network(args: argparse.Namespace, data: Data, train_batches: Loader, device: torch.device) -> Network:
@@ -132,14 +133,12 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         network = loading.place(data.check(network, file), args, device)
     else:
         network = initial_network(args, data, train_batches, device)
-    if args.compile:
-        fuse_(network)
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if state:
         restore_run(state, optimizer, args, file)
     first = next_epoch(state) if state else args.start_epoch or 0
     history = list(state.get("history", []))
-    trained = processes.parallel(network)
+    step = Step(processes.parallel(network), optimizer, args.amp, compile=args.compile)
     run = RunDirectory(path, args, resume=bool(state), overwrite=args.overwrite)
 
     def save(is_best: bool) -> None:
@@ -151,7 +150,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     else:
         save(is_best=False)  # so that a run that is killed in its first epoch can be resumed
     for epoch in range(first, args.epochs):
-        history.append(train_one(epoch, args, trained, network, optimizer, train_batches, test_batches))
+        history.append(train_one(epoch, args, step, network, train_batches, test_batches))
         save(is_best=best_of(history) is history[-1])
     best, last = best_of(history), history[-1]
     print(f"{path}: best epoch {best['epoch'] + 1} with {best['test_top1']:.2f} % (chosen on the test set), "
@@ -159,19 +158,14 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return {"best": best, "last": last, "directory": path}
 
 
-def train_one(epoch: int, args: argparse.Namespace, trained: torch.nn.Module, network: Network, optimizer: torch.optim.Optimizer,
-              train_batches: Loader, test_batches: Loader) -> dict[str, Any]:
-    """Train for one epoch, evaluate on the test set, print both; return the line of the log.
-
-    Args:
-        trained: the network as it is trained: `network`, or what averages its gradients over processes.
-    """
+def train_one(epoch: int, args: argparse.Namespace, step: Step, network: Network, train_batches: Loader,
+              test_batches: Loader) -> dict[str, Any]:
+    """Train for one epoch, evaluate on the test set, print both; return the line of the log."""
     began = time.monotonic()
     rate = epoch_rate(args.lr, args.lr_schedule, epoch, args.epochs, MILESTONES[models.family(args.dataset)])
     train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{args.epochs}"
-    scores = train_epoch(trained, train_batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
-                         accumulate=args.accum)
+    scores = train_epoch(step, train_batches, rate, args.print_freq, args.limit, name, args.accum)
     processes.average_buffers_(network)
     tested = evaluate(network, test_batches, args.amp, args.limit)
     line = log_line(epoch, rate(0), scores, tested, time.monotonic() - began)
@@ -202,8 +196,6 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.epochs = 1 if args.test else args.epochs
     if args.test and (args.resume is not None or args.start_epoch):
         raise UserError("-t and --prof run a few batches from the start: leave --resume and --start-epoch out")
-    if args.compile and args.bit == FLOAT_BITS:
-        raise UserError("--compile: a float network has no quantized activations; leave it out")
     if args.bit == FLOAT_BITS and args.weight_bit not in (None, FLOAT_BITS):
         raise UserError(f"--weight-bit {args.weight_bit}: quantized weights need quantized activations, --bit 2 to 8")
     if args.evaluate and args.resume is not None:

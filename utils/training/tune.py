@@ -20,8 +20,9 @@ from ..data.splits import Loader
 from ..distributed.processes import average_, parallel
 from ..errors import UserError
 from . import loading
-from .engine import autocast, epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
+from .engine import epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
 from .metrics import Scores
+from .step import Step, autocast
 
 GIGABYTE = 2**30
 HARM = 3.0  # percent; ANN and network know the check images, so that a small fall is no harm
@@ -98,13 +99,13 @@ def globally(args: argparse.Namespace, session: Session) -> None:
     optimizer = sgd(network, args.lr, args.momentum, args.wd)
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
+    step = Step(network, optimizer, args.amp, session.ann if args.teacher else None)
     for epoch in range(len(session.history), args.num_epochs):
         began = time.monotonic()
         rate = epoch_rate(args.lr, "cosine", epoch, args.num_epochs)
         session.batches.set_epoch(epoch)
         name = f"epoch {epoch + 1}/{args.num_epochs}"
-        trained = train_epoch(network, session.batches, optimizer, rate, args.amp, args.print_freq, args.limit, name,
-                              session.ann if args.teacher else None)
+        trained = train_epoch(step, session.batches, rate, args.print_freq, args.limit, name)
         found = checked()
         seconds = round(time.monotonic() - began, 1)
         session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
