@@ -1,0 +1,65 @@
+"""The chain of benchmarks/gpu.py: ResNet-20 from float to 2 bits, as many epochs as there is time for, converted and tuned."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import main as training
+import snn
+import snn_ft
+
+SHARES = {32: 0.3, 4: 0.2, 3: 0.2, 2: 0.3}  # of the time for training
+PUBLISHED = {32: (92.96, 300), 4: (92.45, 300), 3: (92.49, 300), 2: (90.96, 300)}
+SPIKING = 0.15  # of all the time, for conversion and tuning
+GPU = torch.cuda.is_available()
+
+
+def chain(data: Path, seconds: float, arch: str = "resnet20") -> Iterator[dict[str, Any]]:
+    """Train, convert and tune; a row for each network."""
+    result = Path("result/gpu")
+    common = ["--arch", arch, "--data", str(data), "--result", str(result), "--overwrite"]
+    if not GPU:
+        common += ["--dataset", "digits", "-t"]
+        common = [flag for flag in common if flag not in ("--data", str(data))]
+    end = time.monotonic() + seconds
+    pace = {bit: epoch_seconds([*common, "--bit", str(bit)]) for bit in (32, 3)}
+    yield {"epoch_seconds": pace}
+    left = (end - time.monotonic()) * (1 - SPIKING)
+    before = None
+    for bit, share in SHARES.items():
+        warm_up, epoch = pace[32 if bit == 32 else 3]
+        epochs = max(1, min(PUBLISHED[bit][1], int((left * share - warm_up) / epoch)))
+        wd = {32: "5e-4", 2: "3e-5"}.get(bit, "1e-4")
+        flags = ["--bit", str(bit), "--epochs", str(epochs), "--lr", "0.1" if bit == 32 else "0.04", "--wd", wd, *FAST]
+        began = time.monotonic()
+        found = training.main([*common, *flags, *(["--init", str(before)] if before else [])])
+        before = found["directory"] / "model_best.pth.tar"
+        yield {"arch": arch, "bits": bit, "epochs": epochs, "best": found["best"]["test_top1"], "last": found["last"]["test_top1"],
+               "published": PUBLISHED[bit], "seconds": round(time.monotonic() - began, 1)}
+    for bit in (4, 3, 2):
+        yield from spiking(common, bit)
+
+
+FAST = ["--lr-schedule", "cosine", *(["--amp", "--compile"] if GPU else [])]
+
+
+def epoch_seconds(flags: list[str]) -> tuple[float, float]:
+    """Return the seconds that a run takes until its first epoch is over, beyond an epoch's, and those of an epoch."""
+    found = training.main([*flags, "--epochs", "3", *FAST])
+    log = [json.loads(line) for line in (found["directory"] / "log.jsonl").read_text().splitlines()]
+    return log[0]["seconds"] - log[-1]["seconds"], log[-1]["seconds"]
+
+
+def spiking(common: list[str], bit: int) -> Iterator[dict[str, Any]]:
+    """Convert and tune the network of a bit-width."""
+    without = [flag for flag in common if flag != "--overwrite"]
+    for neuron in ([], ["-u"]):
+        found = snn.main([*without, "--bit", str(bit), "-e", *neuron])
+        yield {"bits": bit, "neuron": "unsigned" if neuron else "signed", "ann": found["ann"].top1, "converted": found["snn"].top1}
+    flags = ["--method", "global", "--teacher", "--calib", "20000", "--calibrate", "512"]
+    found = snn_ft.main([*common, "--bit", str(bit), *flags])
+    yield {"bits": bit, "neuron": "signed", "ann": found["ann"], "tuned": found["after"], "seconds": found["seconds"]}
