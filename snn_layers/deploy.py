@@ -12,7 +12,6 @@ from quant import APoTWeight
 
 from .deployed_units import Convolution, EncodingUnit, FusedNeuron, SpikingUnit
 from .integer import LARGEST, FloatConv, IntegerConv
-from .kernels.units import KernelConv, kernels_run_on
 from .states import run
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
@@ -133,8 +132,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
 
     Args:
         snn: a spiking network.
-        integer: convolve bytes, on a GPU with Triton as one kernel a unit (the float path there is exact too); None: where
-            the weights allow it.
+        integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: where the weights allow it.
         chunk: images at a time; by default what fits into the caches.
         compile: compile the neuron; without a compiler it is merely slower.
 
@@ -145,12 +143,8 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
         raise ValueError("the network does not spike: deploy takes what to_spiking returns")
     if integer is None:
         integer = all(fits_bytes(unit.conv) for _, unit in list(snn.units())[1:])
-    device, convolution = snn.head.weight.device, FloatConv
-    if integer and device.type == "cpu":
-        convolution = IntegerConv
-    elif integer and kernels_run_on(device):
-        convolution = KernelConv
-    return Deployed(snn, convolution, chunk, compile)
+    on_cpu = snn.head.weight.device.type == "cpu"
+    return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compile)
 
 
 def fits_bytes(conv: nn.Module) -> bool:

@@ -9,10 +9,9 @@ from quant import APoTWeight, compiled
 from .functional import RETRACTION
 from .fused import fire, neuron_constants
 from .integer import FloatConv, Geometry, IntegerConv
-from .kernels.units import KernelConv, KernelEncoder, KernelUnit, fits_kernel
 from .neuron import IFNeuron
 
-Convolution = type[FloatConv] | type[IntegerConv] | type[KernelConv]
+Convolution = type[FloatConv] | type[IntegerConv]
 
 
 def weight_integers(conv: nn.Module) -> tuple[Tensor, Tensor]:
@@ -91,9 +90,7 @@ class EncodingUnit(nn.Module):
         self.geometry = Geometry.of(unit.conv)
         constants = bias.new_zeros(4, 2, len(bias))  # as of `neuron_constants`, but one float64 holds the whole of a value
         constants[0, 0], constants[3, 0] = unit.activation.threshold.detach(), RETRACTION
-        self.neuron, self.kernel = FusedNeuron(unit.activation, constants, convolution, fused), None
-        if convolution is KernelConv and self.geometry.groups == 1:
-            self.kernel = KernelEncoder(self.weight, bias, self.geometry, unit.activation.threshold, self.neuron)
+        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to spikes [T·B, C, H', W'].
@@ -142,19 +139,11 @@ class SpikingUnit(nn.Module):
         self.linear = isinstance(unit.conv, nn.Linear)
         self.conv = convolution(weight, Geometry.of(unit.conv))
         threshold = unit.activation.threshold.detach().double().expand_as(scale)
-        amounts = (scale, threshold, bias, factor, largest, unit.activation.time_steps)
-        self.neuron, self.kernel = FusedNeuron(unit.activation, neuron_constants(*amounts), convolution, fused), None
-        convs = [conv for conv in (self.conv, self.shortcut) if conv is not None]
-        if convolution is KernelConv and fits_kernel(convs, unit.activation.time_steps):
-            from .kernels.launch import neuron_levels
-
-            self.kernel = KernelUnit(convs, neuron_levels(*amounts, unit.activation.start), self.neuron)
+        constants = neuron_constants(scale, threshold, bias, factor, largest, unit.activation.time_steps)
+        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes + zero [T·B, C, H, W] (linear: [T·B, C]) to spikes + zero."""
-        if self.kernel is not None:
-            spikes = self.kernel(spikes[:, :, None, None] if self.linear else spikes, residual)
-            return spikes.flatten(1) if self.linear else spikes
         if residual is not None and self.shortcut is not None:
             residual = self.shortcut(residual)
         if self.linear:
