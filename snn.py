@@ -14,7 +14,7 @@ import argparse
 from typing import Any
 
 from models import Network
-from snn_layers import HALF, latency, layer_table
+from snn_layers import HALF, StepNorm, latency, layer_table, norm_steps
 from utils import cli, script
 from utils.data.splits import Data
 from utils.report.measure import compare
@@ -42,6 +42,9 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
         accuracies = ", ".join(f"{result['readout'][steps - 1]:.2f}" for steps in early)
         after = ", ".join(str(result["latency"] - snn.time_steps + steps) for steps in early)
         print(f"read out earlier       {accuracies} % after {after} steps")
+    counts = [module.weight.numel() for module in snn.modules() if isinstance(module, StepNorm)]
+    if counts:
+        print(f"BN of each time step   {2 * sum(counts):6d} scales and biases, {norm_steps(snn)} times as many as otherwise")
     if snn.start != HALF:
         print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):

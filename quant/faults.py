@@ -47,17 +47,19 @@ def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
             yield f"{name}.weight has no variance, all its values are {module.weight.flatten()[0]:g}"
         if isinstance(quantizer, EightBitWeight) and not module.weight.max() > 0:
             yield f"{name}.weight has the maximum {module.weight.max():g}, but 8 bits need a positive one"
-        if statistics and isinstance(getattr(module, "bn", None), nn.BatchNorm1d | nn.BatchNorm2d):
+        if statistics and isinstance(getattr(getattr(module, "bn", None), "running_var", None), Tensor):
             yield from _variance_faults(f"{name}.bn", module.bn, getattr(module.conv, "bias", None))
 
 
-def _variance_faults(name: str, bn: nn.BatchNorm1d | nn.BatchNorm2d, bias: Tensor | None) -> Iterator[str]:
-    variance = bn.running_var
-    if (variance < 0).any():
-        yield f"{name} has the variance {variance.min():g} in channel {variance.argmin()}"
-    # A channel whose weights all became 0 is harmless, and not rare at 2 bits: its variance fades away as its mean does.
-    silent = (bn.running_mean - (0 if bias is None else bias)).abs() <= SILENT
-    zero = variance == 0
-    if zero.all() or (zero & ~silent).any():
-        channel = (zero & ~silent if (zero & ~silent).any() else zero).nonzero()[0].item()
-        yield f"{name} has the variance 0 in channel {channel}"
+def _variance_faults(name: str, bn: nn.Module, bias: Tensor | None) -> Iterator[str]:
+    """Yield the faults of BN with statistics [C], or [T, C] of each time step."""
+    rows = (values.view(-1, values.shape[-1]) for values in (bn.running_mean, bn.running_var))
+    for mean, variance in zip(*rows, strict=True):
+        if (variance < 0).any():
+            yield f"{name} has the variance {variance.min():g} in channel {variance.argmin()}"
+        # A channel whose weights all became 0 is harmless, and not rare at 2 bits: its variance fades away as its mean does.
+        silent = (mean - (0 if bias is None else bias)).abs() <= SILENT
+        zero = variance == 0
+        if zero.all() or (zero & ~silent).any():
+            channel = (zero & ~silent if (zero & ~silent).any() else zero).nonzero()[0].item()
+            yield f"{name} has the variance 0 in channel {channel}"

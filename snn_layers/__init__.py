@@ -9,7 +9,10 @@ from .functional import HALF, integrate_and_fire
 from .neuron import IFNeuron
 from .rate import RateNetwork, rate_logits
 from .states import state_bytes
+from .step_norm import StepNorm, adopt_steps_, norm_steps
+from .through_time import NORMS, SURROGATES, ThroughTime, TimeConfig, fire_through_time
 
-__all__ = ["HALF", "NEURONS", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics", "RateNetwork",
-           "TunedUnit", "UnitProgress", "calibrate_rates_", "deploy", "finetune", "integrate_and_fire", "latency", "layer_table",
-           "own_parameters_", "rate_logits", "state_bytes", "to_spiking"]
+__all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor",
+           "LayerStatistics", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit", "UnitProgress",
+           "adopt_steps_", "calibrate_rates_", "deploy", "finetune", "fire_through_time", "integrate_and_fire", "latency",
+           "layer_table", "norm_steps", "own_parameters_", "rate_logits", "state_bytes", "to_spiking"]

@@ -9,6 +9,7 @@ from quant import FLOAT_BITS, QuantReLU, check_values, swap_, time_steps
 
 from .functional import HALF
 from .neuron import IFNeuron
+from .step_norm import StepNorm, norm_steps
 
 NEURONS = ("signed", "unsigned")
 
@@ -22,8 +23,9 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
 
     Args:
         start: membrane of every neuron before the first step, in θ: 1/2, or 0 as an ablation.
-        steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1. With a delay the
-            first T' outputs take more than T' steps of input: run all T and see `Deployed.readouts`.
+        steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1, or the steps that
+            the network was tuned through. With a delay the first T'
+            outputs take more than T' steps of input: run all T and see `Deployed.readouts`.
 
     Raises:
         ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..T or with fewer steps,
@@ -35,10 +37,11 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
     if neuron not in NEURONS:
         raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
-    full = time_steps(network.bit)
+    full = norm_steps(network) or time_steps(network.bit)
     steps = full if steps is None else steps
     if not 1 <= steps <= full:
-        raise ValueError(f"steps is {steps}: a {network.bit}-bit network runs 1 to T = {full} time steps")
+        tuned = "" if norm_steps(network) is None else " that is tuned through time"
+        raise ValueError(f"steps is {steps}: a {network.bit}-bit network{tuned} runs 1 to T = {full} time steps")
     if not 0 <= delay <= full:
         raise ValueError(f"delay is {delay}: choose 0 to T = {full}")
     if delay and steps < full:
@@ -58,15 +61,20 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         return IFNeuron.from_quantized(module, steps, neuron == "signed", 0 if encodes else delay, encodes, start)
 
     swap_(spiking, replacement)
+    for module in spiking.modules():
+        if isinstance(module, StepNorm):
+            module.time_steps = steps
     spiking.neuron, spiking.delay, spiking.time_steps, spiking.start = neuron, delay, steps, start
     return spiking.eval()
 
 
 def own_parameters_(network: Network) -> None:
-    """Give a network parameters of its own, in place, so that tuning it leaves the ANN that it shared them with as it was."""
+    """Give a network parameters and buffers of its own, in place: tuning it leaves the ANN that it shared them with as it was."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().clone()))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.clone())
 
 
 def latency(network: Network) -> int:

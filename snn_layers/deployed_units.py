@@ -7,7 +7,7 @@ from models import Unit
 from quant import APoTWeight, compiled
 
 from .functional import RETRACTION
-from .fused import fire, neuron_constants
+from .fused import fire, fire_steps, neuron_constants
 from .integer import FloatConv, Geometry, IntegerConv
 from .neuron import IFNeuron
 
@@ -30,18 +30,31 @@ def weight_integers(conv: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def normalization(bn: nn.Module, conv_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return gain and bias [C], float64, with bn(x + conv_bias) = gain · x + bias in eval mode."""
+    """Return gain and bias, float64, with bn(x + conv_bias) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
     gain = bn.weight.detach().double() / (bn.running_var.double() + bn.eps).sqrt()
     mean = bn.running_mean.double() - (0 if conv_bias is None else conv_bias.detach().double())
     return gain, bn.bias.detach().double() - mean * gain
 
 
-class FusedNeuron(nn.Module):
-    """A neuron on accumulators; its spikes come as the next convolution takes them."""
+def float64_constants(neuron: IFNeuron, channels: int) -> Tensor:
+    """Return the constants of `fire` [4, 2, C] for currents in float64, which one number holds whole, with bias and factor 0."""
+    constants = neuron.threshold.new_zeros(4, 2, channels, dtype=torch.float64)
+    constants[0, 0], constants[3, 0] = neuron.threshold.detach(), RETRACTION
+    return constants
 
-    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool):
+
+class FusedNeuron(nn.Module):
+    """A neuron on accumulators; its spikes come as the next convolution takes them.
+
+    Args:
+        constants: see `fire`.
+        currents: see `fire_steps`; None where all time steps share scale and bias.
+    """
+
+    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool, currents: Tensor | None = None):
         super().__init__()
         self.register_buffer("constants", constants)
+        self.register_buffer("currents", currents)
         self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes
         self.zero, self.dtype, self.threshold = convolution.zero, convolution.dtype, neuron.threshold.item()
         self.fused, self.start = fused, neuron.start
@@ -52,9 +65,10 @@ class FusedNeuron(nn.Module):
             return x.permute(0, 2, 3, 1).reshape(1 if self.encodes else self.time_steps, -1, x.shape[1])
 
         _, channels, height, width = accumulator.shape
-        function = compiled(fire) if self.fused else fire
-        spikes = function(rows(accumulator), None if second is None else rows(second), self.constants, self.time_steps,
-                          self.signed, self.delay, self.zero, self.dtype, self.start)
+        function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
+        spikes = (compiled(function) if self.fused else function)(
+            rows(accumulator), None if second is None else rows(second), *constants, self.time_steps, self.signed, self.delay,
+            self.zero, self.dtype, self.start)
         return spikes.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def decode(self, spikes: Tensor) -> Tensor:
@@ -88,9 +102,7 @@ class EncodingUnit(nn.Module):
         self.register_buffer("weight", weight * (gain * step)[:, None, None, None])
         self.register_buffer("bias", bias)
         self.geometry = Geometry.of(unit.conv)
-        constants = bias.new_zeros(4, 2, len(bias))  # as of `neuron_constants`, but one float64 holds the whole of a value
-        constants[0, 0], constants[3, 0] = unit.activation.threshold.detach(), RETRACTION
-        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
+        self.neuron = FusedNeuron(unit.activation, float64_constants(unit.activation, len(bias)), convolution, fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to spikes [T·B, C, H', W'].
@@ -119,28 +131,34 @@ class SpikingUnit(nn.Module):
         super().__init__()
         weight, step = weight_integers(unit.conv)
         gain, bias = normalization(unit.bn, unit.conv.bias)
-        scale = gain * step * theta
-        # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero.
-        weight = weight * scale.sign()[:, None, None, None]
-        scale = torch.where(scale == 0, 1, scale.abs())
-        largest = weight.abs().sum((1, 2, 3))
+        scale, side_sum = gain * step * theta, 0.0
         factor = torch.zeros_like(scale)
         self.shortcut = None
         if residual_theta is not None and unit.shortcut is None:
             factor += residual_theta
-            largest += (1 + convolution.zero) * factor / scale
+            side_sum = 1 + convolution.zero
             bias = bias - convolution.zero * factor
         elif residual_theta is not None:
             side, side_step = weight_integers(unit.shortcut.conv)
             side_gain, side_bias = normalization(unit.shortcut.bn, unit.shortcut.conv.bias)
             factor, bias = side_gain * side_step * residual_theta, bias + side_bias
-            largest += side.abs().sum((1, 2, 3)) * factor.abs() / scale
+            side_sum = side.abs().sum((1, 2, 3))
             self.shortcut = convolution(side, Geometry.of(unit.shortcut.conv))
+        neuron, currents = unit.activation, None
+        if max(scale.dim(), bias.dim()) == 2:
+            channels, steps = len(weight), neuron.time_steps
+            currents = torch.stack([values.view(-1, channels)[:steps].expand(steps, -1) for values in (scale, bias, factor)])
+            constants = float64_constants(neuron, channels)
+        else:
+            # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero.
+            weight = weight * scale.sign()[:, None, None, None]
+            scale = torch.where(scale == 0, 1, scale.abs())
+            largest = weight.abs().sum((1, 2, 3)) + side_sum * factor.abs() / scale
+            threshold = neuron.threshold.detach().double().expand_as(scale)
+            constants = neuron_constants(scale, threshold, bias, factor, largest, neuron.time_steps)
         self.linear = isinstance(unit.conv, nn.Linear)
         self.conv = convolution(weight, Geometry.of(unit.conv))
-        threshold = unit.activation.threshold.detach().double().expand_as(scale)
-        constants = neuron_constants(scale, threshold, bias, factor, largest, unit.activation.time_steps)
-        self.neuron = FusedNeuron(unit.activation, constants, convolution, fused)
+        self.neuron = FusedNeuron(neuron, constants, convolution, fused, currents)
 
     def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map spikes + zero [T·B, C, H, W] (linear: [T·B, C]) to spikes + zero."""

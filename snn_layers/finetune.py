@@ -14,6 +14,7 @@ from quant import fault, quantized_once
 
 from .convert import own_parameters_
 from .rate import unit_rate
+from .step_norm import refuse_steps
 from .unit_data import Average, Bar, Batches, UnitData
 
 
@@ -95,11 +96,12 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         one result per tuned unit.
 
     Raises:
-        ValueError: the loss is no longer finite; names unit and batch.
+        ValueError: the loss is no longer finite, names unit and batch; a network with BN of each time step.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """
     config = config or FinetuneConfig()
+    refuse_steps(snn)
     ann = deepcopy(ann).eval().requires_grad_(False)
     own_parameters_(snn.eval())
     data = UnitData(snn, ann, batches, check, config.epochs, config.online, config.compile, bar or (lambda items, name: items),

@@ -9,6 +9,7 @@ from models import Network, State, Unit, mean_over_time
 from quant import replace_activation
 
 from .deploy import deploy
+from .step_norm import refuse_steps
 
 
 def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) -> Tensor:
@@ -63,10 +64,14 @@ class RateNetwork(nn.Module):
         snn: the network that is trained.
         deployed: let its deployment, made anew in each step, fire the spikes; otherwise the plain layers do.
         compile: see `deploy`.
+
+    Raises:
+        ValueError: a network with BN of each time step.
     """
 
     def __init__(self, snn: Network, deployed: bool = True, compile: bool = True):
         super().__init__()
+        refuse_steps(snn)
         self.snn, self.deployed, self.compile = snn.eval(), deployed, compile
         for _, unit in snn.units():
             unit.activation.threshold.requires_grad_(False)

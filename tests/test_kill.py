@@ -20,12 +20,14 @@ RUNS = {  # name -> script, arguments, run directory
     "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], "resnet20_2bit_ft_unsigned"),
     "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], "resnet20_2bit_ft_2steps"),
     "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], "resnet20_2bit_ft_global"),
+    "through time": ("snn_ft", [*TUNE, "--method", "through-time", "-u", "--amp"], "resnet20_2bit_ft_through-time_unsigned"),
 }
 # Three steps an epoch (fine-tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
 MOMENTS = {
     "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 4), ("rename", 8)],
     "layerwise": [("step", 12)],
     "global": [("step", 2)],
+    "through time": [("step", 2)],
 }
 
 

@@ -11,6 +11,7 @@ import torch
 import models
 from models import Network
 from quant import FLOAT_BITS, check_values, quantize_
+from snn_layers import adopt_steps_
 
 from ..errors import UserError
 from ..files import replacing
@@ -171,5 +172,6 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
     network = models.build(contents["arch"], contents["dataset"], contents["num_classes"])
     if contents["bit"] != FLOAT_BITS:
         quantize_(network, contents["bit"], contents["weight_bit"])
+        adopt_steps_(network, state)
     load_strictly_(network, state)
     return network.eval()

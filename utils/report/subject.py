@@ -103,7 +103,7 @@ def read_tuned(path: Path) -> Tuned:
 def methods(contents: dict[str, Any]) -> list[str]:
     """Return what a tuning did, in order."""
     args = contents.get("args", {})
-    how = {"global": "global", "layerwise": "layer-wise"}.get(args.get("method"), "fine-tuned")
+    how = {"global": "global", "layerwise": "layer-wise", "through-time": "through time"}.get(args.get("method"), "fine-tuned")
     return [*["calibrated"] * bool(args.get("calibrate")), how]
 
 

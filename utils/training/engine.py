@@ -37,13 +37,15 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
     return lambda part: lr * learning_rate(schedule, (epoch + part) / epochs, milestones)
 
 
-def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4) -> torch.optim.SGD:
+def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4,
+        nesterov: bool = False) -> torch.optim.SGD:
     """Return SGD in which the learned clips (thresholds θ and weight clips α) have a weight decay of their own."""
     clips, weights = [], []
     for name, parameter in network.named_parameters():
         (clips if name.endswith((".alpha", ".threshold")) else weights).append(parameter)
     groups = [{"params": weights, "weight_decay": weight_decay}, {"params": clips, "weight_decay": clip_weight_decay}]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=momentum, fused=True)
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=momentum, nesterov=nesterov,
+                           fused=True)
 
 
 def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quant import fault
-from snn_layers import RateNetwork
+from snn_layers import RateNetwork, ThroughTime
 
 
 def is_sound(loss: Tensor, positive: list[Tensor]) -> Tensor:
@@ -60,8 +60,8 @@ class Note:
 
 
 def inner(network: nn.Module) -> nn.Module:
-    """Return the network inside what averages gradients or runs on firing rates: its layers have the names that users know."""
-    while isinstance(network, DistributedDataParallel | RateNetwork):
+    """Return the network inside what averages gradients or unrolls spikes: its layers have the names that users know."""
+    while isinstance(network, DistributedDataParallel | RateNetwork | ThroughTime):
         network = network.module if isinstance(network, DistributedDataParallel) else network.snn
     return network
 

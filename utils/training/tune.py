@@ -1,4 +1,4 @@
-"""A fine-tuning run: both methods of snn_ft.py, between its flags and its result, and what a resumed one must agree with."""
+"""A fine-tuning run: the methods of snn_ft.py, between its flags and its result, and what a resumed one must agree with."""
 
 import argparse
 import sys
@@ -12,12 +12,23 @@ from typing import Any
 import torch
 
 from models import Network
-from snn_layers import HALF, FinetuneConfig, RateNetwork, TunedUnit, UnitProgress, finetune, own_parameters_, state_bytes
+from snn_layers import (
+    HALF,
+    FinetuneConfig,
+    RateNetwork,
+    ThroughTime,
+    TimeConfig,
+    TunedUnit,
+    UnitProgress,
+    finetune,
+    own_parameters_,
+    state_bytes,
+)
 
 from .. import script
 from ..checkpoints.checkpoint import LAST, read_checkpoint
 from ..data.splits import Loader
-from ..distributed.processes import average_, parallel
+from ..distributed.processes import average_, average_buffers_, parallel
 from ..errors import UserError
 from . import loading
 from .engine import epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
@@ -30,10 +41,10 @@ HARM = 3.0  # percent; ANN and network know the check images, so that a small fa
 
 @dataclass
 class Session:
-    """What both methods work on: target, network, batches, the log so far, the state within it, `save()`.
+    """What the methods work on: target, network, batches, the log so far, the state within it, `save()`.
 
     Attributes:
-        optimizer_state: global: the optimizer's.
+        optimizer_state: global, through time: the optimizer's.
         progress: layerwise: how far the unit is that is tuned, a `UnitProgress` as plain values; None between units.
     """
 
@@ -84,19 +95,30 @@ def layerwise(args: argparse.Namespace, session: Session) -> None:
 
 
 def globally(args: argparse.Namespace, session: Session) -> None:
-    """Train the whole network, spikes forward and rates backward, saving after each epoch; the last one counts.
+    """Train the whole network, spikes forward and rates backward; see `as_a_whole`."""
+    own_parameters_(session.snn)
+    as_a_whole(args, session, RateNetwork(session.snn, not args.reference, loading.compiles(args, session.snn, session.batches)))
+
+
+def through_time(args: argparse.Namespace, session: Session) -> None:
+    """Train the whole network, unrolled over its time steps; see `as_a_whole`. The network gets plain neurons again."""
+    network = ThroughTime(session.snn, TimeConfig(args.norm, args.surrogate))
+    as_a_whole(args, session, network)
+    network.finished()
+
+
+def as_a_whole(args: argparse.Namespace, session: Session, trained: RateNetwork | ThroughTime) -> None:
+    """Train a network around `session.snn`, saving after each epoch; the last one counts.
 
     Says so where the accuracy on the check images fell by more than chance: a learning rate too high silences the network
     without an infinite loss.
     """
-    own_parameters_(session.snn)
-
     def checked() -> Scores:
         return evaluate(loading.fast(args, session.snn, session.check), session.check, args.amp)
 
     before = session.history[0]["check_before"] if session.history else checked().top1
-    network = parallel(RateNetwork(session.snn, not args.reference, loading.compiles(args, session.snn, session.batches)))
-    optimizer = sgd(network, args.lr, args.momentum, args.wd)
+    network = parallel(trained)
+    optimizer = sgd(network, args.lr, args.momentum, args.wd, nesterov=args.nesterov)
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
     step = Step(network, optimizer, args.amp, session.ann if args.teacher else None)
@@ -105,14 +127,16 @@ def globally(args: argparse.Namespace, session: Session) -> None:
         rate = epoch_rate(args.lr, "cosine", epoch, args.num_epochs)
         session.batches.set_epoch(epoch)
         name = f"epoch {epoch + 1}/{args.num_epochs}"
-        trained = train_epoch(step, session.batches, rate, args.print_freq, args.limit, name)
+        scores = train_epoch(step, session.batches, rate, args.print_freq, args.limit, name)
+        if args.method == "through-time":  # the others leave BN statistics as they are
+            average_buffers_(network)
         found = checked()
         seconds = round(time.monotonic() - began, 1)
-        session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": trained.loss, "train_top1": trained.top1,
+        session.history.append({"epoch": epoch, "lr": rate(0), "train_loss": scores.loss, "train_top1": scores.top1,
                                 "check_before": before, "check_top1": found.top1, "seconds": seconds})
         session.optimizer_state = optimizer.state_dict()
         session.save()
-        print(f"{name}: train loss {trained.loss:.3f}, train {trained.top1:.2f} %, accuracy on {found.count} training images "
+        print(f"{name}: train loss {scores.loss:.3f}, train {scores.top1:.2f} %, accuracy on {found.count} training images "
               f"{before:.2f} -> {found.top1:.2f} %, {seconds:.0f} s", flush=True)
     if session.history[-1]["check_top1"] < before - HARM:
         print(f"fine-tuning lowered the accuracy on training images, {before:.2f} -> {session.history[-1]['check_top1']:.2f} %: "
@@ -131,6 +155,8 @@ def resumed_state(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         raise UserError(f"--delay {args.delay}: the run in {path} has delay {state['finetune']['delay']}")
     if args.start != (start := state["finetune"].get("start", HALF)):
         raise UserError(f"--start {args.start:g}: the run in {path} starts at {start:g} thresholds")
+    if args.method == "through-time" and args.norm != (norm := state["args"].get("norm")):
+        raise UserError(f"--norm {args.norm}: the run in {path} has --norm {norm}")
     if args.init is None and state["args"]["init"] is not None:
         args.init = Path(state["args"]["init"])
     script.report_changes(args, state["args"])
@@ -149,10 +175,14 @@ def check_tuning(state: dict[str, Any], file: Path) -> None:
         raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
 
 
-def same_frozen(tuned: Network, ann: Network, path: Path) -> None:
-    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes."""
+def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
+    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
+
+    Through time it learns the statistics of the spikes.
+    """
     ours = tuned.state_dict()
+    frozen = ("threshold",) if method == "through-time" else ("threshold", "running_mean", "running_var")
     for name, tensor in ann.state_dict().items():
-        if name.endswith(("threshold", "running_mean", "running_var")) and not torch.equal(tensor, ours[name]):
+        if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
             raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
                             "file that the run was started with")

@@ -1,0 +1,207 @@
+"""Backpropagation through time: the integrate-and-fire neuron with a derivative, and the network that trains with it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from models import Network
+from quant import swap_
+
+from .convert import own_parameters_
+from .functional import HALF, RETRACTION
+from .neuron import IFNeuron
+from .step_norm import StepNorm, give_steps_
+
+SURROGATES = ("rectangle", "triangle")
+NORMS = ("step", "shared", "frozen")
+
+
+def surrogate_slope(distance: Tensor, surrogate: str = "rectangle") -> Tensor:
+    """Return what stands for the derivative of a spike by the membrane, in 1/θ; its integral is 1.
+
+        rectangle: 1 where |d| < 1/2, else 0 (as booleans: it is kept for the backward pass)
+        triangle:  max(0, 1 - |d|)
+
+    Args:
+        distance: d, membrane minus the value at which it fires, in θ.
+
+    Source: Wu et al., "Spatio-temporal backpropagation for training high-performance spiking neural networks", Frontiers in
+    Neuroscience 2018 (rectangle); Bellec et al., "Long short-term memory and learning-to-learn in networks of spiking
+    neurons", NeurIPS 2018 (triangle).
+    """
+    return distance.abs() < HALF if surrogate == "rectangle" else (1 - distance.abs()).clamp(min=0)
+
+
+def slopes_of(membrane: Tensor, threshold: Tensor, fired: Tensor | None, surrogate: str) -> Tensor:
+    """Return the slope of a spike at a membrane [B, ...]; `fired`, n of a signed neuron, opens the slope of taking one back.
+
+    The two slopes, around θ and around 0, add up: an interval of 2θ for the rectangle.
+    """
+    slope = surrogate_slope(membrane / threshold - 1, surrogate)
+    if fired is None:
+        return slope
+    back = surrogate_slope(membrane / threshold, surrogate)
+    return slope | (back & (fired > 0)) if surrogate == "rectangle" else slope + back * (fired > 0)
+
+
+class _ThroughTime(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, current: Tensor, threshold: Tensor, signed: bool, delay: int, start: float,
+                surrogate: str) -> Tensor:
+        steps, seen = len(current), 0
+        membrane = (threshold * start).expand_as(current[0])
+        fired = torch.zeros_like(membrane) if signed else None
+        spike_train, slopes = [], []
+        for step in range(steps):
+            while seen < min(step + 1 + delay, steps):
+                membrane = membrane + current[seen]
+                seen += 1
+            slopes.append(slopes_of(membrane, threshold, fired, surrogate))
+            spikes = (membrane >= threshold).to(current.dtype)
+            if fired is not None:
+                spikes = spikes - ((membrane <= RETRACTION) & (fired > 0)).to(current.dtype)
+                fired = fired + spikes
+            membrane = membrane - spikes * threshold
+            spike_train.append(spikes)
+        ctx.save_for_backward(threshold, torch.stack(slopes))
+        ctx.delay = delay
+        return torch.stack(spike_train)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        threshold, slopes = ctx.saved_tensors
+        steps = len(slopes)
+        carried, by_current = torch.zeros_like(grad[0]), []
+        for step in reversed(range(steps)):
+            # With h the membrane that fires, v = h - s·θ what it leaves, and ds/dh = slope/θ:
+            # dL/dh = slope · dL/ds / θ + (1 - slope) · dL/dv, and v is a summand of the next h.
+            carried = torch.lerp(carried, grad[step] / threshold, slopes[step].to(grad.dtype))
+            enters = min(step + ctx.delay, steps - 1)  # the last input that this step has waited for
+            first = 0 if step == 0 else min(step - 1 + ctx.delay, steps - 1) + 1
+            by_current += [carried] * (enters + 1 - first)
+        return torch.stack(by_current[::-1]), None, None, None, None, None
+
+
+def fire_through_time(current: Tensor, threshold: Tensor, signed: bool = True, delay: int = 0, start: float = HALF,
+                      surrogate: str = "rectangle") -> Tensor:
+    """Return the spike train of `integrate_and_fire`, with a gradient by the current; the reset is part of the graph.
+
+        h_t = v_{t-1} + I_t,  s_t as in `integrate_and_fire`,  v_t = h_t - s_t·θ
+        dL/dh_t = σ_t · dL/ds_t / θ + (1 - σ_t) · dL/dh_{t+1},  dL/dI_t = dL/dh_t,  σ_t = slope of `slopes_of`
+
+    Kept for the backward pass is σ: one byte per neuron and step for the rectangle, else as many as `current` has.
+
+    Args:
+        current: [T, B, ...], float32 or float64.
+        threshold: θ > 0, a scalar; it gets no gradient.
+        signed, delay, start: as in `integrate_and_fire`.
+
+    Returns:
+        spike_train: [T, B, ...] in {-1, 0, 1}, of the dtype of `current`.
+
+    Source: after Wu et al., Frontiers in Neuroscience 2018; the taking back of spikes is ours.
+    """
+    return _ThroughTime.apply(current, threshold.detach(), signed, delay, start, surrogate)
+
+
+class TimeNeuron(IFNeuron):
+    """An IF neuron with a gradient while it trains; in eval mode it is the IF neuron."""
+
+    surrogate = "rectangle"
+
+    @classmethod
+    def from_neuron(cls, neuron: IFNeuron, surrogate: str) -> "TimeNeuron":
+        """Return the trainable neuron that shares the threshold of `neuron`."""
+        new = cls(neuron.threshold, neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes, neuron.start)
+        new.surrogate = surrogate
+        return new.train(neuron.training)
+
+    def neuron(self) -> IFNeuron:
+        """Return the IF neuron that shares the threshold."""
+        return IFNeuron(self.threshold, self.time_steps, self.signed, self.delay, self.encodes, self.start).train(self.training)
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Map current [T·B, ...], or [B, ...] if the neuron encodes, to s·θ [T·B, ...]; half precision sums in float32."""
+        if not self.training:
+            return super().forward(current)
+        if current.dtype in (torch.float16, torch.bfloat16):
+            current = current.float()
+        threshold, steps = self.threshold.detach().to(current.dtype), self.time_steps
+        current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
+        spikes = fire_through_time(current, threshold, self.signed, self.delay, self.start, self.surrogate)
+        return (spikes * threshold).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """How a network trains through time.
+
+    Attributes:
+        norm: "step": BN gets statistics, scale and shift of each time step; "shared": one BN for all steps learns statistics
+            of the spikes; "frozen": BN keeps the statistics that it has. A network that has BN of each step keeps it.
+        surrogate: see `surrogate_slope`.
+    """
+
+    norm: str = "step"
+    surrogate: str = "rectangle"
+
+
+class ThroughTime(nn.Module):
+    """A spiking network for a training loop, unrolled over its steps; thresholds stay.
+
+    The network is changed in place: it gets parameters of its own, trainable neurons and, as the config asks, BN of each
+    step. `finished` gives it its neurons back.
+
+    Args:
+        snn: the network that is trained.
+
+    Raises:
+        ValueError: an unknown norm or surrogate.
+    """
+
+    def __init__(self, snn: Network, config: TimeConfig | None = None):
+        super().__init__()
+        config = config or TimeConfig()
+        for value, known in ((config.norm, NORMS), (config.surrogate, SURROGATES)):
+            if value not in known:
+                raise ValueError(f"unknown {value!r}: choose {', '.join(known)}")
+        self.snn, self.frozen = snn, config.norm == "frozen"
+        own_parameters_(snn)
+        swap_(snn, lambda module: TimeNeuron.from_neuron(module, config.surrogate) if isinstance(module, IFNeuron) else None)
+        for module in snn.modules():
+            if isinstance(module, TimeNeuron):
+                module.threshold.requires_grad_(False)
+        if config.norm == "step":
+            give_steps_(snn, dict.fromkeys(spiking_norms(snn), snn.time_steps))
+        for norm in _norms(snn):
+            if isinstance(norm, StepNorm):
+                norm.time_steps = snn.time_steps
+
+    def train(self, mode: bool = True) -> "ThroughTime":
+        """Set the mode; frozen BN stays in eval mode."""
+        super().train(mode)
+        for norm in _norms(self.snn) if self.frozen else ():
+            norm.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to logits [B, classes], the mean over T."""
+        return self.snn(images)
+
+    def finished(self) -> Network:
+        """Return the network, in eval mode, with plain IF neurons."""
+        swap_(self.snn, lambda module: module.neuron() if isinstance(module, TimeNeuron) else None)
+        return self.snn.eval()
+
+
+def spiking_norms(snn: Network) -> list[nn.Module]:
+    """Return the BN modules, without steps of their own yet, that see spikes: all but those in front of the neuron that encodes."""
+    static = {unit.bn for _, unit in snn.units() if unit.activation.encodes}
+    return [module for module in snn.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module not in static]
+
+
+def _norms(snn: Network) -> list[nn.Module]:
+    return [module for module in snn.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | StepNorm)]
