@@ -10,34 +10,27 @@ The directory holds train/ and val/ with one folder per class. Below 32 bits a r
 unless --init or --scratch say otherwise. -b is per process. After a failure torchrun goes on from the last epoch.
 """
 
-import argparse
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from quant import FLOAT_BITS
+from main import main as train
 from utils import cli, script
-from utils.training import train
+from utils.training.settings import Settings
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the checked arguments."""
+def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
+    """Return the settings of the command line; what it does not give is as `before`, of a run that goes on."""
     parser = cli.new_parser(__doc__, ["imagenet"], batch_size=256)
     cli.add_imagenet_flags(parser, "+")
     cli.add_run_flags(parser, epochs=60, lr=0.025, wd=1e-4, milestones="1/3, 2/3 and 5/6")
     add = parser.add_argument
     add("--scratch", action="store_true", help="start below 32 bits from random weights")
     add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (below: the default)")
-    args = train.check(cli.resolve(parser.parse_args(resume_apart(sys.argv[1:] if argv is None else argv))))
-    if args.pretrained and (args.scratch or args.init or args.resume is not None):
-        parser.error("--pretrained, --scratch, --init and --resume exclude each other: choose where to start")
-    if args.scratch and (args.init or args.resume is not None):
-        parser.error("--scratch, --init and --resume exclude each other: choose where to start")
-    if args.evaluate and (args.scratch or args.pretrained):
-        parser.error("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
-    args.pretrained = args.pretrained or (args.bit != FLOAT_BITS and not args.scratch and args.init is None and args.resume is None)
-    return args
+    return Settings.of(parser.flags(resume_apart(sys.argv[1:] if argv is None else argv), before))
 
 
 def resume_apart(argv: list[str]) -> list[str]:
@@ -49,8 +42,8 @@ def resume_apart(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the script; return what it printed."""
-    return train.run(parse(argv))
+    """Train, or evaluate with -e, as main.py does; return what is printed at the end."""
+    return train(argv, parse)
 
 
 if __name__ == "__main__":

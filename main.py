@@ -8,24 +8,43 @@ A network of another bit-width given by --init is fitted first: clips, BN statis
 The best epoch is the one with the highest accuracy on the test set, as in the papers; the last one is reported beside it.
 """
 
-import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from utils import cli, script
+from utils.checkpoints.rundir import RunDirectory
+from utils.data.splits import Data
 from utils.training import train
+from utils.training.settings import Settings
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the checked arguments."""
+def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
+    """Return the settings of the command line; what it does not give is as `before`, of a run that goes on."""
     parser = cli.new_parser(__doc__, ["cifar10"])
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
-    return train.check(cli.resolve(parser.parse_args(argv)))
+    return Settings.of(parser.flags(argv, before))
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the script; return what it printed."""
-    return train.run(parse(argv))
+def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -> dict[str, Any]:
+    """Train for the epochs that are left, saving each, or evaluate with -e; return what is printed at the end."""
+    settings = read(argv)
+    with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
+        if settings.run.evaluate:
+            return train.test(settings, Data(settings.data, device, place))
+        run = RunDirectory(settings.run, settings.suffix, train.check_state)
+        settings = run.settings(settings, partial(read, argv))
+        script.repeatable(settings.run, settings.data.seed)
+        trainer = train.Trainer(settings, Data(settings.data, device, place), run)
+        run.begin(settings, trainer.history)
+        if not run.state:
+            run.save(trainer.contents(), trainer.history, is_best=False)  # so that it can be resumed from its first epoch
+        for epoch in trainer.epochs:
+            trainer.train(epoch)
+            run.save(trainer.contents(), trainer.history, trainer.improved)
+        return trainer.result(run.path)
 
 
 if __name__ == "__main__":

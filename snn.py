@@ -10,30 +10,31 @@ With -e on the test set; without it on a fixed subset of the training images, so
 without a look at the test set.
 """
 
-import argparse
 from typing import Any
 
 from models import Network
 from snn_layers import HALF, StepNorm, latency, layer_table, norm_steps
 from utils import cli, script
+from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
 from utils.report.measure import compare
 from utils.training import loading
+from utils.training.settings import Settings
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the checked arguments."""
+def parse(argv: list[str] | None) -> Settings:
+    """Return the settings of the command line."""
     parser = cli.new_conversion_parser(__doc__)
     parser.add_argument("-e", "--evaluate", action="store_true",
-                        help=f"use the test set (default: {cli.CHECK_IMAGES} training images)")
-    return cli.resolve(parser.parse_args(argv))
+                        help=f"use the test set (default: {CHECK_IMAGES} training images)")
+    return Settings.of(parser.flags(argv))
 
 
-def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> None:
+def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
     """Print accuracies, latency and the table of the layers."""
     ann_top1, snn_top1 = result["ann"].top1, result["snn"].top1
-    split = "test" if args.evaluate else "training"
-    print(f"{args.arch}, {snn.bit} bits, {args.dataset}, {result['snn'].count} {split} images")
+    split = "test" if settings.run.evaluate else "training"
+    print(f"{settings.run.arch}, {snn.bit} bits, {settings.data.dataset}, {result['snn'].count} {split} images")
     print(f"quantized ANN          {ann_top1:6.2f} %")
     print(f"SNN, {snn.neuron + ' neurons':<17} {snn_top1:6.2f} %   ({snn_top1 - ann_top1:+.2f})")
     print(f"latency                {result['latency']:6d} steps (T = {snn.time_steps}, delay = {snn.delay})")
@@ -55,18 +56,19 @@ def report(args: argparse.Namespace, snn: Network, result: dict[str, Any]) -> No
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
-    args = parse(argv)
-    with script.session(args) as device:
-        data = Data(args, device)
-        start, ann, finetune = loading.load_quantized(args, data, device)
-        snn = loading.spiking(args, start)
-        seconds = loading.calibrate(args, snn, ann, data.batches(train=True, augment=True)) if args.calibrate else 0.0
-        batches = data.batches(train=not args.evaluate, limit=None if args.evaluate else cli.CHECK_IMAGES)
-        network = loading.fast(args, snn, batches)
-        with script.profiled(args):
-            result = compare(ann, network, batches, args.amp, args.limit)
+    settings = parse(argv)
+    run, calibrate = settings.run, settings.spiking.calibrate
+    with script.session(run, settings.data.seed) as (device, place):
+        data = Data(settings.data, device, place)
+        start, ann, finetune = loading.load_quantized(run, data)
+        snn = loading.spiking(settings.spiking, start)
+        seconds = loading.calibrate(calibrate, snn, ann, data.batches(train=True, augment=True)) if calibrate else 0.0
+        batches = data.batches(train=not run.evaluate, limit=None if run.evaluate else CHECK_IMAGES)
+        network = loading.fast(snn, batches, settings)
+        with script.profiled(run):
+            result = compare(ann, network, batches, run.amp, run.limit)
         result |= {"latency": latency(snn), "seconds": seconds, "finetune": finetune}
-        report(args, snn, result)
+        report(settings, snn, result)
     return result
 
 

@@ -80,7 +80,7 @@ MISTAKES = {
     "-e with --resume": ("main.py -a resnet20 --bit 3 -e --resume", "leave --resume out"),
     "--overwrite with --resume": (
         "main.py -a resnet20 --bit 3 --dataset digits --overwrite --resume --result {}",
-        "checkpoint.pth.tar does not exist"),
+        "choose one"),
     "--teacher layer by layer": ("snn_ft.py --bit 3 --teacher", "pass --method global"),
     "--force as a whole": ("snn_ft.py --bit 3 --method global --force", "pass --method layerwise"),
     "--nesterov without momentum": ("snn_ft.py --bit 3 --method global --nesterov --momentum 0", "leave one of them out"),

@@ -13,7 +13,7 @@ import torch
 from test_imagenet import picture
 from worker import Work
 
-import main
+from utils.config import DataSettings
 from utils.data.splits import Data
 from utils.distributed.processes import Place
 from utils.errors import UserError
@@ -135,7 +135,7 @@ def test_cifar_runs_in_one_process(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="2 processes: digits runs in one"):
-        Data(main.parse(["--dataset", "digits", "-a", "resnet20"]), torch.device("cpu"))
+        Data(DataSettings("digits"), torch.device("cpu"), Place.of_environment())
 
 
 PUBLISHED = """\

@@ -1,7 +1,7 @@
 """What torchrun learns of a worker's end, which runs go on after a restart, and downloads once a node: in one process."""
 
-import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dali_main
+import main
 from utils import script
 from utils.checkpoints.checkpoint import LAST
 from utils.checkpoints.rundir import CONFIG, RunDirectory
@@ -63,24 +64,26 @@ def test_a_wrong_flag_is_what_torchrun_shows(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("name", "goes_on"), [("none_a", True), ("none_b", False), (None, False)])
 def test_a_restart_goes_on_with_a_run_of_its_own_launch_only(tmp_path, monkeypatch, capsys, name, goes_on):
     """The run id is "none" in each: an older run in the directory is left to the flags, which refuse it or delete it."""
-    path = tmp_path / "run"
     launched(monkeypatch, tmp_path, "none_a")
-    RunDirectory(path, argparse.Namespace())
-    args = argparse.Namespace(resume=None, overwrite=True, init=Path("start"), start_epoch=5)
+    argv = f"-a resnet20 --dataset digits --result {tmp_path} --overwrite --init start --start-epoch 5".split()
+    settings, path = main.parse(argv), tmp_path / "resnet20_32bit"
+
+    def opened() -> RunDirectory:
+        return RunDirectory(settings.run, "", lambda state, file: None)
+
+    opened().begin(settings, [])
     if name is None:
         monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     else:
         launched(monkeypatch, tmp_path, name, attempt=1)
-    script.go_on_after_restart(args, path)
-    assert args.resume is None  # killed before its first checkpoint
-    (path / LAST).touch()
-    script.go_on_after_restart(args, path)
-    assert vars(args) == ({"resume": Path(), "overwrite": False, "init": None, "start_epoch": None} if goes_on else
-                          {"resume": None, "overwrite": True, "init": Path("start"), "start_epoch": 5})
+    assert opened().file is None  # killed before its first checkpoint
+    torch.save({"history": [], "args": {"seed": 3}}, path / LAST)
+    run = opened()
+    assert (run.restarted, run.file) == ((True, path / LAST) if goes_on else (False, None))
+    went_on = run.settings(settings, partial(main.parse, argv))
+    assert (went_on.run.overwrite, went_on.data.seed) == ((False, 3) if goes_on else (True, 0))
     (path / CONFIG).write_text("{}")  # of an earlier version
-    args.resume = None
-    script.go_on_after_restart(args, path)
-    assert args.resume is None
+    assert not opened().restarted
 
 
 def test_the_launcher_is_the_same_in_all_its_workers(tmp_path, monkeypatch):

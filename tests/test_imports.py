@@ -10,12 +10,14 @@ ROOT = Path(__file__).parent.parent
 # First what is read by nobody, last what reads nobody; places of one line are side by side. A room may read its own files.
 ORDER = (
     {"benchmarks"},
-    {"main", "dali_main", "snn", "snn_ft", "reproduce", "report"},
+    {"dali_main"},
+    {"main", "snn", "snn_ft", "reproduce", "report"},
     {"utils.study", "utils.report"},
     {"utils.training"},
     {"utils.cli", "utils.script"},
     {"utils.checkpoints", "utils.data"},
     {"utils.distributed"},
+    {"utils.config"},
     {"utils.files", "utils.plot"},
     {"utils.errors"},
     {"snn_layers"},

@@ -8,6 +8,7 @@ import pytest
 
 import main
 from utils.checkpoints.checkpoint import LAST, read_checkpoint
+from utils.config import RunSettings
 from utils.training import train
 
 EPOCHS = 200
@@ -22,9 +23,7 @@ def resident() -> float:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_200_short_epochs_take_no_more_memory_than_20(tmp_path, monkeypatch):
     """Two batches of digits an epoch, evaluated, saved; the second half of the run against its second tenth."""
-    args = main.parse(["-a", "resnet20", "--dataset", "digits", "--bit", "3", "-b", "16", "--epochs", str(EPOCHS), "--lr", "0.01",
-                       "--result", str(tmp_path)])
-    args.limit = 2
+    monkeypatch.setattr(RunSettings, "limit", 2)
     memory, files, objects = [], [], []
     train_one = train.train_one
 
@@ -37,7 +36,8 @@ def test_200_short_epochs_take_no_more_memory_than_20(tmp_path, monkeypatch):
         return line
 
     monkeypatch.setattr(train, "train_one", measured)
-    result = train.run(args)
+    result = main.main(["-a", "resnet20", "--dataset", "digits", "--bit", "3", "-b", "16", "--epochs", str(EPOCHS), "--lr", "0.01",
+                        "--result", str(tmp_path)])
     assert len(memory) == EPOCHS
     early, late = slice(20, 40), slice(EPOCHS // 2, EPOCHS)
     assert max(memory[late]) - max(memory[early]) < 16  # MB; a kept checkpoint takes 2, a kept epoch's graph more

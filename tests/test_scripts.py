@@ -36,7 +36,7 @@ def test_a_run_leaves_its_checkpoints_arguments_and_log(result):
     path = result / "resnet20_2bit"
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.pth.tar", "config.json", "log.jsonl", "model_best.pth.tar"]
     config = json.loads((path / "config.json").read_text())
-    assert config["arguments"]["lr"] == 0.02
+    assert config["settings"]["training"]["lr"] == 0.02
     assert config["versions"]["torch"] == torch.__version__
     assert config["revision"]
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]

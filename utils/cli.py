@@ -1,27 +1,69 @@
 """Flags that the scripts share, and their types."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import models
 from quant import check_bits
 from snn_layers import HALF
 
+from .config import DEFAULT_ARCH, WORKERS
 from .data.imagenet import LOADERS
 from .distributed.processes import TIMEOUT
 from .errors import UserError
 
 MAX_GPUS = 16  # per node; no larger index can be meant
 MAX_SEED = 2**32 - 1
-SMOKE_BATCHES = 10
-WORKERS = 4
-DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
-CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
+# What belongs to one start of a run: a run that goes on takes these from its command line alone.
+OF_ONE_START = frozenset({"resume", "overwrite", "start_epoch", "init_bit", "scratch", "pretrained", "local_rank", "result",
+                          "device", "test", "prof", "evaluate", "cifar_type", "help"})
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and that reads again what an earlier run was told."""
+
+    def __init__(self, **kwargs: Any):
+        self.named: dict[str, argparse.Action] = {}
+        super().__init__(**kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        """Add a flag and keep it by name."""
+        action = super().add_argument(*names, **kwargs)
+        self.named[action.dest] = action
+        return action
+
+    def flags(self, argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return all flags by name: those of the command line, where one is not given that of `before`, else its default.
+
+        Raises:
+            UserError: a flag that is unknown, out of range, or excluded by another.
+        """
+        flags = vars(self.parse_args([*self.words(before), *(sys.argv[1:] if argv is None else argv)]))
+        if before.get("directories") and not flags["directories"]:
+            flags["directories"] = [Path(str(directory)) for directory in before["directories"]]
+        if before and flags["cifar_type"]:  # the words of before name the data set, which would go before -ct
+            flags["dataset"] = f"cifar{flags['cifar_type']}"
+        return flags
+
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the words of a command line that gives flags these values; those of a single start are left out."""
+        words = []
+        for name, action in self.named.items():
+            value = values.get(name)
+            if value is None or not action.option_strings or name in OF_ONE_START or (name, value) == ("dataset", "imagenet"):
+                continue
+            *_, flag = action.option_strings
+            if isinstance(action, argparse.BooleanOptionalAction):
+                words.append(flag if not value else action.option_strings[0])
+            elif action.nargs == 0:
+                words += [flag] * (value == action.const)
+            else:
+                words.append(f"{flag}={value}")
+        return words
 
     def error(self, message: str) -> None:
         """Raise UserError: the message and where to find help."""
@@ -120,7 +162,8 @@ def new_conversion_parser(description: str | None) -> Parser:
     add_imagenet_flags(parser, "*")
     add = parser.add_argument
     add("--init", type=Path, metavar="FILE", help="quantized network, ours or published (default: the best of --arch, --bit)")
-    add("-u", "--unsigned", action="store_true", help="unsigned neurons (default: signed, which may take a spike back)")
+    add("-u", "--unsigned", action="store_const", const="unsigned", default="signed", dest="neuron",
+        help="unsigned neurons (default: signed, which may take a spike back)")
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     add("--steps", type=count(1, "number of time steps"), metavar="N",
         help="time steps to run, 1 to T; fewer is an early readout (default: T = 2^bit - 1)")
@@ -172,42 +215,3 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return values[text.lower()]
-
-
-def need_no_directory(args: argparse.Namespace) -> None:
-    """Raise UserError if only ImageNet has the architecture, and so its directory was forgotten."""
-    if args.arch in set(models.architectures("imagenet")) - set(models.architectures("cifar10")):
-        remedy = "name its directory last" if hasattr(args, "loader") else "dali_main.py trains it"
-        raise UserError(f"--arch {args.arch}: this is ImageNet's: {remedy}, or choose one of "
-                        f"{', '.join(models.architectures('cifar10'))}")
-
-
-def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """Check what argparse cannot, one flag against another, and fill in what follows from the flags."""
-    if args.directories and (args.dataset or len(args.directories) > 2):
-        given = " ".join(map(str, args.directories))
-        raise UserError(f"{given}: ImageNet is one directory, or two for train and val, and excludes --dataset")
-    for flag, value in (("-ct", args.cifar_type), ("--data", args.data)):
-        if args.directories and value is not None:
-            raise UserError(f"{flag} {value}: {args.directories[0]} is ImageNet's directory; leave one of them out")
-    given = vars(args)
-    if not args.directories and (given.get("loader") or given.get("dali_cpu") or given.get("workers") is not None):
-        raise UserError("--loader, --dali_cpu and --workers read ImageNet: name its directory, or leave them out")
-    if given.get("dali_cpu") and given.get("loader") == "torchvision":
-        raise UserError("--dali_cpu --loader torchvision: only DALI decodes on a GPU; leave one out")
-    if args.amp and given.get("reference"):
-        raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
-    if args.directories and args.workers is None:
-        args.workers = WORKERS
-    if not args.directories:
-        args.cifar_type, args.data = args.cifar_type or 10, args.data or Path("data")
-        need_no_directory(args)
-    args.dataset = "imagenet" if args.directories else args.dataset or f"cifar{args.cifar_type}"
-    args.arch = args.arch or DEFAULT_ARCH[models.family(args.dataset)]
-    args.test = args.test or args.prof
-    args.limit = SMOKE_BATCHES if args.test else None
-    try:
-        models.recipe(args.arch, args.dataset)
-    except ValueError as error:
-        raise UserError(f"--arch {args.arch}: {error}") from error
-    return args

@@ -3,27 +3,21 @@
 The frame turns a user's mistake into one line and exit code 2.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .checkpoints.checkpoint import LAST, run_name
-from .checkpoints.rundir import launchers_of, plain
-from .distributed.elastic import ErrorFile, same_launch
-from .distributed.processes import Place, group
+from .config import RunSettings
+from .distributed.elastic import ErrorFile
+from .distributed.processes import TIMEOUT, Place, group
 from .errors import LostError, UserError
 
 PROFILE_ROWS = 15
-# Where a run started, and what is no choice: another value of these changes nothing when it goes on.
-NOT_OF_A_RESUMED_RUN = {"resume", "init", "init_bit", "overwrite", "start_epoch", "scratch", "pretrained", "local_rank", "limit",
-                        "directories", "data", "result", "device"}
 CULPRIT_FIRST = 2.0  # seconds
 
 
@@ -51,51 +45,29 @@ def choose_device(index: int | None, place: Place | None = None) -> torch.device
 
 
 @contextmanager
-def session(args: argparse.Namespace) -> Iterator[torch.device]:
-    """Choose the device, join the other processes, seed the generators, set the determinism that the flags ask for."""
-    place = Place.of_environment(args.local_rank)
-    device = choose_device(args.device, place)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
-    torch.backends.cudnn.benchmark = not args.deterministic
-    if args.deterministic:
+def session(run: RunSettings, seed: int) -> Iterator[tuple[torch.device, Place]]:
+    """Choose the device, join the other processes, make the run repeatable; yield the device and where this process stands."""
+    repeatable(run, seed)
+    place = Place.of_environment(run.local_rank)
+    device = choose_device(run.device, place)
+    with group(place, device, TIMEOUT if run.timeout is None else run.timeout):
+        yield device, place
+
+
+def repeatable(run: RunSettings, seed: int) -> None:
+    """Seed the generators and set the determinism that the flags ask for."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    torch.backends.cudnn.benchmark = not run.deterministic
+    if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-    torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
-    with group(place, device, args.timeout):
-        yield device
-
-
-def go_on_after_restart(args: argparse.Namespace, path: Path) -> None:
-    """Take the run up again, as with --resume, where torchrun has started this process anew after a failure.
-
-    That is so where this launch of torchrun has begun the run, or gone on with it; an older run is left to the flags.
-    """
-    if same_launch(launchers_of(path) if (path / LAST).exists() else []):
-        args.resume, args.overwrite, args.init = Path(), False, None
-        if hasattr(args, "start_epoch"):
-            args.start_epoch = None
-        print(f"started again: going on with {path}", file=sys.stderr)
-
-
-def report_changes(args: argparse.Namespace, before: dict[str, object]) -> None:
-    """Say, on the first process, which arguments of a resumed run differ from those it was started with."""
-    if not Place.of_environment(args.local_rank).first:
-        return
-    now = plain(args)
-    for key in sorted(before.keys() & now.keys() - NOT_OF_A_RESUMED_RUN):
-        if now[key] != before[key]:
-            print(f"resumed with --{key.replace('_', '-')} {now[key]}; it was {before[key]}", file=sys.stderr)
-
-
-def run_path(args: argparse.Namespace, suffix: str = "") -> Path:
-    """Return the run directory: {result}/{arch}_{bit}bit, `suffix` appended, smoke tests apart."""
-    return args.result / run_name(args.arch, args.bit, suffix + "_test" * args.test)
+    torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
 
 
 @contextmanager
-def profiled(args: argparse.Namespace) -> Iterator[None]:
+def profiled(run: RunSettings) -> Iterator[None]:
     """Profile what runs inside and print the costliest operators, if --prof asks for it."""
-    if not args.prof:
+    if not run.prof:
         yield
         return
     with torch.profiler.profile() as profiler:

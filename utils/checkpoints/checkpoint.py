@@ -60,6 +60,25 @@ def network_state(network: Network) -> dict[str, Any]:
             "bit": network.bit, "weight_bit": network.weight_bit, "state_dict": network.state_dict()}
 
 
+def recorded(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a checkpoint was written with, by name, also those of earlier versions; empty without any."""
+    values = contents.get("args", {})
+    if not isinstance(values, dict):
+        return {}
+    if "unsigned" in values:
+        values = values | {"neuron": "unsigned" if values["unsigned"] else "signed"}
+    if "calib" in values:
+        values = values | {"tune_images": values["calib"]}
+    # What a method does not have once had a value.
+    if values.get("method") != "layerwise" or values.get("online"):
+        values = values | {"cache": None}
+    if values.get("method") == "layerwise":
+        values = values | {"teacher": None, "nesterov": None}
+    if values.get("method") != "through-time":
+        values = values | {"norm": None, "surrogate": None}
+    return values
+
+
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds, at every moment, either the old or the new one, whole."""
     with replacing(path) as file:
@@ -118,7 +137,7 @@ def tunings(path: Path) -> tuple[list[dict[str, Any]], Path]:
     found: list[dict[str, Any]] = []
     while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
         found.insert(0, contents)
-        start = contents.get("args", {}).get("init")
+        start = recorded(contents).get("init")
         if path.name != BEST and not (start and Path(start).is_file()):
             path = path.with_name(path.name.split("_ft")[0] + SUFFIX)
         else:

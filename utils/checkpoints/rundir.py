@@ -1,23 +1,29 @@
-"""A run's directory: config.json, log.jsonl, checkpoint.pth.tar, model_best.pth.tar."""
+"""A run: its directory with config.json, log.jsonl, checkpoint.pth.tar and model_best.pth.tar; new, gone on with, or refused."""
 
-import argparse
 import json
 import platform
-from dataclasses import asdict, is_dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ..distributed.elastic import launchers
-from ..distributed.processes import Place
+from ..config import RunSettings
+from ..distributed.elastic import launchers, same_launch
+from ..distributed.processes import Place, check_everywhere
 from ..errors import UserError
 from ..files import remove_parts, write_text
-from .checkpoint import BEST, LAST, revision, save_checkpoint
+from .checkpoint import BEST, LAST, read_checkpoint, recorded, revision, run_name, save_checkpoint
 
 CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)
+# Where a run started, and what is no choice: another value of these changes nothing when it goes on.
+SILENT = {"resume", "init", "init_bit", "overwrite", "start_epoch", "pretrained", "local_rank", "directories", "data", "result",
+          "device", "evaluate"}
+S = TypeVar("S")
 
 
 def simple(value: Any) -> Any:
@@ -31,9 +37,9 @@ def simple(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def plain(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments as plain values."""
-    return simple(vars(args))
+def plain(settings: Any) -> dict[str, Any]:
+    """Return all values of a script's settings by name, as plain values."""
+    return {name: value for part in simple(settings).values() if part for name, value in part.items()}
 
 
 def launchers_of(path: Path) -> list[str | None]:
@@ -44,50 +50,92 @@ def launchers_of(path: Path) -> list[str | None]:
         return []
 
 
-def refuse_occupied(path: Path, resume: bool, overwrite: bool) -> None:
-    """Raise UserError if the directory holds a run and the user said neither --resume nor --overwrite, or both."""
-    if resume and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite deletes it: choose one")
-    if (path / LAST).exists() and not resume and not overwrite:
-        raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite deletes it, "
-                        "--result DIR puts this one elsewhere")
-
-
 class RunDirectory:
-    """Where one training or fine-tuning run keeps its results; of several processes the first one writes.
+    """Where one training or tuning keeps its results; of several processes the first one writes.
 
     Args:
-        path: the directory.
-        args: the run's arguments.
-        resume: go on with what is there.
-        overwrite: delete what is there.
+        run: names the network and the parent directory, and says whether to go on with what is there, or to delete it. Where
+            torchrun has started this process anew after a failure, the run goes on whatever they say, if this launch has begun
+            it; an older run is left to them.
+        suffix: of the directory's name, {arch}_{bit}bit{suffix}.
+        check: called with the contents of the checkpoint that the run goes on with and its path; raises UserError for a damaged
+            one.
+
+    Attributes:
+        file, state: the checkpoint that the run goes on with and its contents; None and empty for a new run.
 
     Raises:
-        UserError: the directory holds a run and neither was asked for, it cannot be written, or TensorBoard is not installed.
+        UserError: the directory holds a run and the flags do not say what is to become of it, there is nothing to go on with, or
+            the processes do not see the same directory.
     """
 
-    def __init__(self, path: Path, args: argparse.Namespace, resume: bool = False, overwrite: bool = False):
-        self.path, self.writer = path, None
+    def __init__(self, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]):
+        self.path, self.writer = run.result / run_name(run.arch, run.bit, suffix), None
         self.writes = Place.of_environment().first
+        last = self.path / LAST
+        check_everywhere(last)
+        self.restarted = same_launch(launchers_of(self.path) if last.exists() else [])
+        if self.restarted:
+            print(f"started again: going on with {self.path}", file=sys.stderr)
+        self.file = last if self.restarted or run.resume == Path() else run.resume
+        self.state: dict[str, Any] = {}
+        if self.file is not None:
+            self.state = read_checkpoint(self.file)
+            if self.file.parent.resolve() != self.path.resolve():
+                raise UserError(f"--resume {self.file}: this is no checkpoint of the run in {self.path}; a new run starts from it "
+                                f"with --init {self.file}")
+            check(self.state, self.file)
+        elif last.exists() and not run.overwrite:
+            raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it, "
+                            "--result DIR puts this one elsewhere")
+
+    def settings(self, given: S, read: Callable[[dict[str, Any]], S]) -> S:
+        """Return the settings of the run: of one that goes on its own, but for those that are given; says which differ.
+
+        Args:
+            given: the settings of a new run.
+            read: returns the settings of the flags, those that are not given from a dictionary of values by name.
+        """
+        if not self.state:
+            return given
+        before = recorded(self.state)
+        settings = read(before)
+        now = plain(settings)
+        if self.writes:
+            for name in sorted(before.keys() & now.keys() - SILENT):
+                if now[name] != before[name]:
+                    print(f"resumed with --{name.replace('_', '-')} {now[name]}; it was {before[name]}", file=sys.stderr)
+        start = settings.run.init or (Path(before["init"]) if before.get("init") else None)
+        return replace(settings, run=replace(settings.run, init=start, resume=self.file, overwrite=False))
+
+    def begin(self, settings: Any, history: list[dict[str, Any]]) -> None:
+        """Make the directory with the settings, and of a run that goes on the log.
+
+        Raises:
+            UserError: the directory cannot be written, or TensorBoard is not installed.
+        """
         began = launchers()
         if not self.writes:
             return
-        refuse_occupied(path, resume, overwrite)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            remove_parts(path, FILES)
-            for file in () if resume else (*(path / name for name in FILES), *path.glob("events.out.tfevents*")):
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_parts(self.path, FILES)
+            old = () if self.state else (*(self.path / name for name in FILES), *self.path.glob("events.out.tfevents*"))
+            for file in old:
                 file.unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
-            config = {"arguments": plain(args), "revision": revision(), "versions": versions, "launchers": began}
-            write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
-            if vars(args).get("tensorboard"):
-                self.writer = tensorboard_writer(path)
+            config = {"settings": simple(settings), "revision": revision(), "versions": versions, "launchers": began}
+            write_text(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
+            if settings.run.tensorboard:
+                self.writer = tensorboard_writer(self.path)
         except OSError as error:
-            raise UserError(f"cannot write to {path}: {error.strerror}; permit writing, or name another --result DIR") from error
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; permit writing, or name another "
+                            "--result DIR") from error
+        if self.state:
+            self.log(history)  # it may have been killed between its checkpoint and its log
 
     def log(self, history: list[dict[str, Any]]) -> None:
-        """Write the log; also when a run goes on, since it may have been killed between its checkpoint and its log."""
+        """Write the log."""
         if self.writes:
             write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
 

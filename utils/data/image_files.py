@@ -1,5 +1,6 @@
 """ImageNet's image files: listed, named where they are damaged, and what every decoder makes of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def list_images(folder: Path) -> ImageFiles:
     return ImageFiles(paths, labels, classes)
 
 
-def read_splits(directories: list[Path]) -> tuple[ImageFiles, ImageFiles]:
+def read_splits(directories: Sequence[Path]) -> tuple[ImageFiles, ImageFiles]:
     """Return the training and the validation images of one directory with train/ and val/, or of two.
 
     Raises:

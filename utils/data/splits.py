@@ -1,12 +1,11 @@
-"""The data set that the flags name, as loaders with one interface."""
-
-import argparse
+"""The data set that the settings name, as loaders with one interface."""
 
 import torch
 
 import models
 from models import Network
 
+from ..config import DataSettings
 from ..distributed.processes import Place
 from ..errors import UserError
 from .cifar import ImageSet, TensorLoader, load_images
@@ -17,7 +16,7 @@ Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_ep
 
 
 class Data:
-    """Both splits of the data set that the flags name; each is read once, when it is first needed.
+    """Both splits of the data set that the settings name; each is read once, when it is first needed.
 
     Attributes:
         classes: how many the data set has.
@@ -27,28 +26,33 @@ class Data:
         UserError: no ImageNet in the directories, or several processes for CIFAR.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device):
-        self.args, self.device, self.place = args, device, Place.of_environment(args.local_rank)
+    def __init__(self, settings: DataSettings, device: torch.device, place: Place | None = None):
+        self.settings, self.device, self.place = settings, device, place or Place()
         self.splits: dict[bool, ImageSet | ImageFiles] = {}
-        if args.directories:
-            self.splits[True], self.splits[False] = read_splits(args.directories)
+        if settings.directories:
+            self.splits[True], self.splits[False] = read_splits(settings.directories)
             self.classes, self.fit_images = len(self.splits[True].classes), 128
         else:
             if self.place.world > 1:
-                raise UserError(f"{self.place.world} processes: {args.dataset} runs in one; for ImageNet name its directory")
-            self.classes, self.fit_images = models.CLASSES[args.dataset], 1024
+                raise UserError(f"{self.place.world} processes: {settings.dataset} runs in one; for ImageNet name its directory")
+            self.classes, self.fit_images = models.CLASSES[settings.dataset], 1024
 
     def batches(self, train: bool, augment: bool = False, limit: int | None = None) -> Loader:
-        """Return batches of a split as the flags ask for them."""
-        args = self.args
+        """Return batches of a split as the settings ask for them."""
+        how = self.settings
         if train not in self.splits:
-            self.splits[train] = load_images(args.dataset, args.data, train)
+            self.splits[train] = load_images(how.dataset, how.data, train)
         images = self.splits[train]
         if isinstance(images, ImageSet):
-            return TensorLoader(images, args.batch_size, augment, args.seed, self.device, limit, args.channels_last)
-        decoder = args.loader or ("dali" if has_dali() else "torchvision")
-        return ImageLoader(images, args.batch_size, augment, decoder, self.device, self.place, args.seed, args.workers,
-                           args.dali_cpu, limit, args.channels_last)
+            return TensorLoader(images, how.batch_size, augment, how.seed, self.device, limit, how.channels_last)
+        decoder = how.loader or ("dali" if has_dali() else "torchvision")
+        return ImageLoader(images, how.batch_size, augment, decoder, self.device, self.place, how.seed, how.workers,
+                           how.dali_cpu, limit, how.channels_last)
+
+    def placed(self, network: Network) -> Network:
+        """Move a network, in place, to the device and the memory format of the batches; return it."""
+        memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        return network.to(self.device, memory_format=memory_format)
 
     def check(self, network: Network, source: object) -> Network:
         """Return a network, read from `source`, that has as many classes as the data set.

@@ -12,13 +12,14 @@ from quant import time_steps
 from snn_layers import to_spiking
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
-from ..checkpoints.checkpoint import read_checkpoint, revision
+from ..checkpoints.checkpoint import read_checkpoint, recorded, revision
+from ..config import DataSettings
 from ..data.splits import Data
 from ..files import sha256
 from ..training.engine import evaluate
 from . import measure, page, run_pictures
 from .measure import Measured
-from .subject import Subject, data_arguments
+from .subject import Subject
 
 BATCH = 50
 MOST_DELAYS = 8  # delays of a sweep
@@ -33,7 +34,10 @@ def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any
     """
     parts, figures = [page.paragraph(note) for note in subject.notes], {}
     if subject.quantized:
-        source = Data(data_arguments(subject, data, BATCH), torch.device("cpu"))
+        dataset = subject.network.dataset
+        directories = (data,) if dataset == "imagenet" else ()
+        settings = DataSettings(dataset, data, directories, BATCH, workers=2, dali_cpu=True)
+        source = Data(settings, torch.device("cpu"))
         source.check(subject.network, subject.path)
         batches = source.batches(train=False, limit=images)
         sections, figures = spiking_sections(subject, [(x, y) for x, y in batches])
@@ -180,7 +184,7 @@ def provenance(subject: Subject, images: int) -> str:
 
 def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
     """Return what a checkpoint says of itself, and its checksum."""
-    args = contents.get("args", {})
+    args = recorded(contents)
     given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, []) and value is not False)
     return [["file", path], ["SHA-256", sha256(path)],
             ["revision", contents.get("revision", "unknown")], ["arguments", given]]

@@ -1,6 +1,5 @@
 """What a report is about: a run, a stage of reproduce.py, or a checkpoint, with the fine-tuned networks that belong to it."""
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from models import Network
 from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, to_spiking
 
-from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, restore_network, run_name, tunings, untuned
+from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
 from ..errors import UserError
 
 
@@ -102,7 +101,7 @@ def read_tuned(path: Path) -> Tuned:
 
 def methods(contents: dict[str, Any]) -> list[str]:
     """Return what a tuning did, in order."""
-    args = contents.get("args", {})
+    args = recorded(contents)
     how = {"global": "global", "layerwise": "layer-wise", "through-time": "through time"}.get(args.get("method"), "fine-tuned")
     return [*["calibrated"] * bool(args.get("calibrate")), how]
 
@@ -127,10 +126,3 @@ def tuned_files(path: Path, network: Network) -> list[Path]:
     stages = sorted(path.parent.parent.parent.glob(f"{network.bit}bit-*/{name}_ft*/{BEST}"))
     files = [file for file in dict.fromkeys((*near, *stages)) if not file.parent.name.endswith("_test")]
     return [file for file in files if untuned(file).resolve() == path.resolve()]
-
-
-def data_arguments(subject: Subject, data: Path, batch_size: int) -> argparse.Namespace:
-    """Return the arguments with which `Data` reads the data set of the network."""
-    dataset = subject.network.dataset
-    return argparse.Namespace(dataset=dataset, data=data, directories=[data] if dataset == "imagenet" else [], seed=0,
-                              batch_size=batch_size, channels_last=True, local_rank=None, loader=None, workers=2, dali_cpu=True)

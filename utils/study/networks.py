@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quant import FLOAT_BITS, time_steps
 
-from ..checkpoints.checkpoint import BEST, read_checkpoint, run_name
+from ..checkpoints.checkpoint import BEST, read_checkpoint, recorded, run_name
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
@@ -51,7 +51,7 @@ class Networks:
         """Return the epochs of the training with `bit` bits beside the published number, or where a file is that does not say."""
         full, epochs, path = EPOCHS[self.dataset], self.epochs, self.path(bit, 0)
         if self.files is not None:
-            epochs = read_checkpoint(path).get("args", {}).get("epochs") if path.is_file() else None
+            epochs = recorded(read_checkpoint(path)).get("epochs") if path.is_file() else None
         if epochs is None:
             return f"see {self.files}"
         return str(full) if epochs == full else f"{epochs} of {full}"

@@ -1,0 +1,118 @@
+"""Settings: what the flags say, as frozen dataclasses, each made and checked in one place; config.json is their `asdict`.
+
+Fields have the names of the flags, whose help describes them. `of` takes all flags of a script by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import models
+
+from .errors import UserError
+
+SMOKE_BATCHES = 10
+WORKERS = 4
+DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
+CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
+
+
+def picked(kind: type, flags: Mapping[str, Any], **resolved: Any) -> Any:
+    """Return settings of a kind from the flags of their names; `resolved` goes before them."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in {**flags, **resolved}.items() if name in names})
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images, and how they come.
+
+    Attributes:
+        dataset: "cifar10", "cifar100", "digits" or "imagenet".
+        data: where CIFAR is, or is downloaded to.
+        directories: ImageNet's: one with train/ and val/, or these two.
+        batch_size: of each process.
+        seed: of initialisation, order and augmentation.
+        loader, workers, dali_cpu: ImageNet: what decodes (None: DALI where it is installed), in how many threads or processes,
+            and whether on the CPU also where there is a GPU.
+    """
+
+    dataset: str
+    data: Path | None = None
+    directories: tuple[Path, ...] = ()
+    batch_size: int = 128
+    seed: int = 0
+    channels_last: bool = True
+    loader: str | None = None
+    workers: int | None = None
+    dali_cpu: bool = False
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Self:
+        """Return the settings; raise UserError where flags exclude each other."""
+        directories = tuple(flags["directories"])
+        given, imagenet = " ".join(map(str, directories)), bool(directories)
+        if imagenet and (flags["dataset"] or len(directories) > 2):
+            raise UserError(f"{given}: ImageNet is one directory, or two for train and val, and excludes --dataset")
+        for flag, value in (("-ct", flags["cifar_type"]), ("--data", flags["data"])):
+            if imagenet and value is not None:
+                raise UserError(f"{flag} {value}: {directories[0]} is ImageNet's directory; leave one of them out")
+        if not imagenet and (flags.get("loader") or flags.get("dali_cpu") or flags.get("workers") is not None):
+            raise UserError("--loader, --dali_cpu and --workers read ImageNet: name its directory, or leave them out")
+        if flags.get("dali_cpu") and flags.get("loader") == "torchvision":
+            raise UserError("--dali_cpu --loader torchvision: only DALI decodes on a GPU; leave one out")
+        if imagenet:
+            workers = WORKERS if flags["workers"] is None else flags["workers"]
+            return picked(cls, flags, dataset="imagenet", directories=directories, workers=workers)
+        return picked(cls, flags, dataset=flags["dataset"] or f"cifar{flags['cifar_type'] or 10}", directories=(),
+                      data=flags["data"] or Path("data"))
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which network, from where, on what, and where the results go."""
+
+    arch: str
+    bit: int
+    result: Path = Path("result")
+    init: Path | None = None
+    resume: Path | None = None  # Path(): the directory's last checkpoint
+    overwrite: bool = False
+    evaluate: bool = False
+    test: bool = False
+    prof: bool = False
+    amp: bool = False
+    deterministic: bool = False
+    device: int | None = None
+    local_rank: int | None = None
+    timeout: float | None = None
+    print_freq: int = 50
+    tf32: bool = True
+    tensorboard: bool = False
+
+    @property
+    def limit(self) -> int | None:
+        """Return after how many batches each pass stops: those of a smoke test."""
+        return SMOKE_BATCHES if self.test else None
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any], dataset: str) -> Self:
+        """Return the settings; raise UserError for flags that exclude each other or an architecture of another data set."""
+        if flags["amp"] and flags.get("reference"):
+            raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
+        arch, others = flags["arch"] or DEFAULT_ARCH[models.family(dataset)], models.architectures("cifar10")
+        if dataset != "imagenet" and arch in set(models.architectures("imagenet")) - set(others):
+            remedy = "name its directory last" if "loader" in flags else "dali_main.py trains it"
+            raise UserError(f"--arch {arch}: this is ImageNet's: {remedy}, or choose one of {', '.join(others)}")
+        try:
+            models.recipe(arch, dataset)
+        except ValueError as error:
+            raise UserError(f"--arch {arch}: {error}") from error
+        test = flags["test"] or flags["prof"]
+        if test and (flags.get("resume") is not None or flags.get("start_epoch")):
+            also = " and --start-epoch" if "start_epoch" in flags else ""
+            raise UserError(f"-t and --prof run a few batches from the start: leave --resume{also} out")
+        if flags.get("resume") is not None and flags.get("overwrite"):
+            raise UserError("--resume goes on with a run and --overwrite deletes it: choose one")
+        return picked(cls, flags, arch=arch, test=test, overwrite=flags.get("overwrite", False) or test)

@@ -1,0 +1,132 @@
+"""A tuning between its settings and its result: what its methods work on, and what one that goes on must agree with."""
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import Network
+from snn_layers import HALF, UnitProgress, latency, norm_steps
+
+from ..checkpoints.checkpoint import network_state, recorded, restore_network
+from ..checkpoints.rundir import RunDirectory, plain
+from ..data.splits import Data
+from ..errors import UserError
+from . import loading
+from .engine import evaluate
+from .settings import Settings
+
+
+class Session:
+    """A spiking network that is tuned, the ANN that it learns from, their images, and how far the tuning is.
+
+    Attributes:
+        batches, check, test_batches: what it learns from, what decides meanwhile, and the test set.
+        history: the log, a line a unit or epoch.
+        summary: what is kept of the whole; accuracies in percent on the test set.
+        optimizer_state: global, through time: the optimizer's.
+        progress: layerwise: how far the unit is that is tuned, a `UnitProgress` as plain values; None between units.
+
+    Raises:
+        UserError: the flags ask for other neurons, or name another network, than those of the run that goes on.
+    """
+
+    def __init__(self, settings: Settings, data: Data, run: RunDirectory):
+        self.settings, self.run, state, how = settings, run, run.state, settings.tuning
+        if state:
+            check_same_neurons(settings, state, run.path)
+        start, self.ann, _ = loading.load_quantized(settings.run, data, learns=True)
+        if how.method != "through-time" and norm_steps(start) is not None:
+            raise UserError(f"--init {loading.init_path(settings.run)}: the network has BN of each time step; only --method "
+                            "through-time goes on with it")
+        tuned = start
+        if state:
+            tuned = data.placed(restore_network(state, run.file, settings.run.arch, self.ann.bit, settings.data.dataset))
+            same_frozen(tuned, start, run.path, how.method)
+        self.snn = loading.spiking(settings.spiking, tuned)
+        self.batches = data.batches(train=True, augment=True, limit=how.tune_images or None)
+        self.check, self.test_batches = data.batches(train=True, limit=how.check_images), data.batches(train=False)
+        self.history: list[dict[str, Any]] = state.get("history", [])
+        self.summary: dict[str, Any] = state.get("finetune") or {}
+        self.optimizer_state, self.progress = state.get("optimizer"), state.get("progress")
+
+    def score(self, network: Network, name: str) -> float:
+        """Return a network's accuracy on the test set in percent."""
+        runner = network if network is self.ann else loading.fast(network, self.test_batches, self.settings)
+        return evaluate(runner, self.test_batches, self.settings.run.amp, self.settings.run.limit, name).top1
+
+    def prepare(self) -> None:
+        """Measure what there is before the tuning, calibrate if asked for, and save that, unless a run goes on."""
+        snn, count = self.snn, self.settings.spiking.calibrate
+        if not self.run.state:
+            self.summary = {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps, "start": snn.start,
+                            "ann": self.score(self.ann, "ANN"), "before": self.score(snn, "SNN"), "seconds": 0.0}
+        print(f"test set: quantized ANN {self.summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning "
+              f"{self.summary['before']:.2f} %", flush=True)
+        if count and not self.run.state:
+            self.summary["seconds"] += loading.calibrate(count, snn, self.ann, self.batches)
+            self.summary["calibrated"] = self.score(snn, "calibrated SNN")
+            print(f"test set: calibrated SNN {self.summary['calibrated']:.2f} %", flush=True)
+        self.spent, self.began = self.summary.get("seconds", 0.0), time.monotonic()
+        if not self.run.state:
+            self._write(is_best=False)  # so that a run that is killed before its first epoch ends can be resumed
+
+    def save(self) -> None:
+        """Save how far the tuning is."""
+        self.summary["seconds"] = round(self.spent + time.monotonic() - self.began, 1)
+        self._write(is_best=False)
+
+    def finish(self) -> dict[str, Any]:
+        """Measure and save the result; return the accuracies on the test set, the latency and the directory."""
+        summary = self.summary
+        summary["after"] = self.score(self.snn, "SNN")
+        self._write(is_best=True)
+        lost = summary["after"] - summary["ann"]
+        print(f"{self.run.path}: test set {summary['before']:.2f} -> {summary['after']:.2f} % ({lost:+.2f} to the ANN) "
+              f"in {summary['seconds']:.0f} s, latency {latency(self.snn)} steps")
+        return summary | {"directory": self.run.path, "latency": latency(self.snn)}
+
+    def _write(self, is_best: bool) -> None:
+        contents = network_state(self.snn) | {"finetune": self.summary, "args": plain(self.settings),
+                                              "optimizer": self.optimizer_state, "progress": self.progress}
+        self.run.save(contents, self.history, is_best)
+
+
+def check_state(state: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a checkpoint's log, settings and progress are what a tuning has written."""
+    if "finetune" not in state:
+        raise UserError(f"--resume: {file} is no checkpoint of a fine-tuning run")
+    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
+    whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
+             and all(isinstance(line, dict) and ("unit" in line or {"epoch", "check_before", "check_top1"} <= line.keys())
+                     for line in history)
+             and "init" in recorded(state)
+             and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
+    if not whole:
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
+
+
+def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the flags ask for other neurons or BN than those that a run that goes on tunes."""
+    how, delay, start = settings.spiking, state["finetune"]["delay"], state["finetune"].get("start", HALF)
+    if how.delay != delay:
+        raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
+    if how.start != start:
+        raise UserError(f"--start {how.start:g}: the run in {path} starts at {start:g} thresholds")
+    if settings.tuning.norm != (norm := recorded(state).get("norm")):
+        raise UserError(f"--norm {settings.tuning.norm}: the run in {path} has --norm {norm}")
+
+
+def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
+    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
+
+    Through time it learns the statistics of the spikes.
+    """
+    ours = tuned.state_dict()
+    frozen = ("threshold",) if method == "through-time" else ("threshold", "running_mean", "running_var")
+    for name, tensor in ann.state_dict().items():
+        if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
+            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
+                            "file that the run was started with")

@@ -1,0 +1,159 @@
+"""How a network is trained, how it spikes and how it is tuned: settings, see `utils.config`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from quant import FLOAT_BITS
+from snn_layers import HALF, NORMS, SURROGATES
+
+from ..config import CHECK_IMAGES, SMOKE_BATCHES, DataSettings, RunSettings, picked
+from ..errors import UserError
+
+CACHE = 8  # GB
+TUNE_IMAGES = 10_000  # of an epoch of layer-wise tuning
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained."""
+
+    epochs: int
+    lr: float
+    wd: float
+    start_epoch: int | None = None
+    lr_schedule: str = "step"
+    momentum: float = 0.9
+    accum: int = 1
+    weight_bit: int | None = None
+    init_bit: int | None = None
+    compile: bool = False
+    pretrained: bool = False
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any], run: RunSettings) -> Self:
+        """Return the settings; raise UserError where flags exclude each other."""
+        if run.bit == FLOAT_BITS and flags["weight_bit"] not in (None, FLOAT_BITS):
+            raise UserError(f"--weight-bit {flags['weight_bit']}: quantized weights need quantized activations, --bit 2 to 8")
+        if run.evaluate and run.resume is not None:
+            raise UserError("-e evaluates --init, or the run's best checkpoint: leave --resume out, or name its FILE with --init")
+        if flags["init_bit"] and not run.init:
+            raise UserError(f"--init-bit {flags['init_bit']}: says the bits of a published --init FILE; name it, or leave "
+                            "--init-bit out")
+        epochs = 1 if run.test else flags["epochs"]
+        if (flags["start_epoch"] or 0) >= epochs:
+            raise UserError(f"--start-epoch {flags['start_epoch']}: nothing is left of --epochs {epochs}, counted from 0")
+        start = "--pretrained" * flags["pretrained"] or "--scratch" * flags.get("scratch", False)
+        if start and (run.init or run.resume is not None or (flags["pretrained"] and flags["scratch"])):
+            raise UserError(f"{start}, --init and --resume exclude each other, as --pretrained and --scratch do: choose where "
+                            "to start")
+        if start and run.evaluate:
+            raise UserError("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
+        elsewhere = run.bit == FLOAT_BITS or flags.get("scratch", True) or run.init or run.resume is not None
+        return picked(cls, flags, epochs=epochs, pretrained=flags["pretrained"] or not elsewhere)
+
+
+@dataclass(frozen=True)
+class SpikeSettings:
+    """The spiking network: its neuron, the steps that one waits, the steps that run, the membrane at the start in thresholds.
+
+    Attributes:
+        calibrate: training images on which the biases are shifted first.
+        reference: run the plain spiking layers in the place of their deployment.
+    """
+
+    neuron: str = "signed"
+    delay: int = 0
+    steps: int | None = None
+    start: float = HALF
+    calibrate: int = 0
+    reference: bool = False
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Self:
+        """Return the settings; how they fit a network is seen when it is converted."""
+        return picked(cls, flags)
+
+    @property
+    def suffix(self) -> str:
+        """Return what the names of directories say of a network that is tuned for these neurons."""
+        kind = f"_{self.neuron}" * (self.neuron != "signed") + f"_{self.steps}steps" * bool(self.steps)
+        return kind + f"_start{self.start:g}" * (self.start != HALF)
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How a spiking network is tuned. What a method does not have is None."""
+
+    method: str
+    num_epochs: int
+    lr: float
+    wd: float
+    momentum: float = 0.9
+    tune_images: int = 0
+    check_images: int = CHECK_IMAGES
+    force: bool = False
+    online: bool = False
+    cache: float | None = None
+    teacher: bool | None = None
+    nesterov: bool | None = None
+    norm: str | None = None
+    surrogate: str | None = None
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any], run: RunSettings) -> Self:
+        """Return the settings; raise UserError where flags exclude each other."""
+        whole, unrolled = flags["method"] != "layerwise", flags["method"] == "through-time"
+        if flags["teacher"] is not None and not whole:
+            raise UserError("--teacher: layer-wise tuning learns from the ANN anyway; leave it out, or pass --method global")
+        if flags["nesterov"] is not None and not whole:
+            raise UserError("--nesterov: layer-wise tuning has plain momentum; leave it out, or pass --method global")
+        if flags["nesterov"] and flags["momentum"] == 0:
+            raise UserError("--nesterov --momentum 0: Nesterov's momentum is one; leave one of them out")
+        if (flags["norm"] or flags["surrogate"]) and not unrolled:
+            raise UserError("--norm and --surrogate belong to tuning through time: leave them out, or pass --method through-time")
+        if whole and (flags["force"] or flags["online"]):
+            raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
+        kept = not whole and not flags["online"]
+        if flags["cache"] is not None and not kept:
+            raise UserError(f"--cache {flags['cache']:g}: only layer-wise tuning keeps spikes, and not --online; leave it out")
+        values = {"cache": CACHE if kept else None, "tune_images": 0 if whole else TUNE_IMAGES, "lr": 2e-2 if unrolled else 1e-3,
+                  "teacher": unrolled if whole else None, "nesterov": unrolled and flags["momentum"] > 0 if whole else None,
+                  "norm": NORMS[0] if unrolled else None, "surrogate": SURROGATES[0] if unrolled else None,
+                  "wd": 5e-4 if run.arch in ("alex", "vgg11") else 1e-4}
+        resolved = {name: value if flags[name] is None else flags[name] for name, value in values.items()}
+        if run.test:
+            images = SMOKE_BATCHES * flags["batch_size"]
+            resolved |= {"num_epochs": 1, "tune_images": images, "check_images": images}
+        return picked(cls, flags, **resolved)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a script."""
+
+    run: RunSettings
+    data: DataSettings
+    training: TrainSettings | None = None
+    spiking: SpikeSettings | None = None
+    tuning: TuneSettings | None = None
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Self:
+        """Return the settings of a script that has these flags; raise UserError where they exclude each other."""
+        data = DataSettings.of(flags)
+        run = RunSettings.of(flags, data.dataset)
+        return cls(run, data, TrainSettings.of(flags, run) if "lr_schedule" in flags else None,
+                   SpikeSettings.of(flags) if "neuron" in flags else None,
+                   TuneSettings.of(flags, run) if "method" in flags else None)
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """Return all values by name."""
+        return {name: value for part in asdict(self).values() if part for name, value in part.items()}
+
+    @property
+    def suffix(self) -> str:
+        """Return what the run's directory is called behind its architecture and bits; smoke tests go apart."""
+        tuned = "" if self.tuning is None else "_ft" + f"_{self.tuning.method}" * (self.tuning.method != "layerwise") + self.spiking.suffix
+        return tuned + "_test" * self.run.test
