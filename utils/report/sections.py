@@ -12,7 +12,7 @@ from quant import time_steps
 from snn_layers import to_spiking
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
-from ..checkpoints.checkpoint import read_checkpoint, recorded, revision
+from ..checkpoints.checkpoint import read_checkpoint, revision
 from ..config import DataSettings
 from ..data.splits import Data
 from ..files import sha256
@@ -184,7 +184,7 @@ def provenance(subject: Subject, images: int) -> str:
 
 def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
     """Return what a checkpoint says of itself, and its checksum."""
-    args = recorded(contents)
+    args = contents.get("args", {})
     given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, []) and value is not False)
     return [["file", path], ["SHA-256", sha256(path)],
             ["revision", contents.get("revision", "unknown")], ["arguments", given]]
