@@ -21,7 +21,6 @@ MISTAKES = {
     "--delay 8": ("snn.py -a resnet20 --bit 3 --delay 8 --dataset digits --init {}/good.pth.tar", "choose 0 to T = 7"),
     "--delay 1 --steps 2": ("snn.py -a resnet20 --bit 3 --delay 1 --steps 2 --dataset digits --init {}/good.pth.tar",
                             "run all 7 steps"),
-    "--compile without activations": ("main.py --compile", "no quantized activations"),
     "workers without ImageNet": ("snn.py -j 2", "read ImageNet"),
     "a decoder that has no GPU path": ("dali_main.py --loader torchvision --dali_cpu {}/empty", "only DALI decodes on a GPU"),
     "a cache for nothing": ("snn_ft.py --method global --cache 2", "only layer-wise tuning keeps spikes"),
