@@ -36,7 +36,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     add("--method", choices=tuple(METHODS), default="layerwise",
         help="layerwise: each unit learns its ANN's output; global: spikes forward, rates backward; through-time: "
              "backpropagation through all time steps, for unsigned neurons above all (default: layerwise)")
-    add("-n", "--num_epochs", "--epochs", type=count(1, "number of epochs"), default=1,
+    add("-n", "--num_epochs", "--epochs", dest="epochs", type=count(1, "number of epochs"), default=1,
         help="epochs, layerwise: per unit (default: 1)")
     add("--lr", "--learning-rate", type=number(float, 0, what="learning rate"),
         help="of SGD; global, through-time: falls to 0 as a cosine (default: 1e-3, through-time 2e-2)")

@@ -4,6 +4,7 @@ import subprocess
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..files import replacing
 from .importer import load_published, load_strictly_
 
 FORMAT = 1
+RENAMED = MappingProxyType({"calib": "tune_images", "num_epochs": "epochs"})  # settings of earlier versions
 SUFFIX = ".pth.tar"
 LAST, BEST = "checkpoint" + SUFFIX, "model_best" + SUFFIX
 HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_bit": int | None, "state_dict": dict}
@@ -67,8 +69,7 @@ def recorded(contents: dict[str, Any]) -> dict[str, Any]:
         return {}
     if "unsigned" in values:
         values = values | {"neuron": "unsigned" if values["unsigned"] else "signed"}
-    if "calib" in values:
-        values = values | {"tune_images": values["calib"]}
+    values = values | {now: values[then] for then, now in RENAMED.items() if then in values}
     # What a method does not have once had a value.
     if values.get("method") != "layerwise" or values.get("online"):
         values = values | {"cache": None}

@@ -86,7 +86,7 @@ class TuneSettings:
     """How a spiking network is tuned. What a method does not have is None."""
 
     method: str
-    num_epochs: int
+    epochs: int
     lr: float
     wd: float
     momentum: float = 0.9
@@ -124,7 +124,7 @@ class TuneSettings:
         resolved = {name: value if flags[name] is None else flags[name] for name, value in values.items()}
         if run.test:
             images = SMOKE_BATCHES * flags["batch_size"]
-            resolved |= {"num_epochs": 1, "tune_images": images, "check_images": images}
+            resolved |= {"epochs": 1, "tune_images": images, "check_images": images}
         return picked(cls, flags, **resolved)
 
 
@@ -155,5 +155,7 @@ class Settings:
     @property
     def suffix(self) -> str:
         """Return what the run's directory is called behind its architecture and bits; smoke tests go apart."""
-        tuned = "" if self.tuning is None else "_ft" + f"_{self.tuning.method}" * (self.tuning.method != "layerwise") + self.spiking.suffix
+        tuned = ""
+        if self.tuning is not None:
+            tuned = "_ft" + f"_{self.tuning.method}" * (self.tuning.method != "layerwise") + self.spiking.suffix
         return tuned + "_test" * self.run.test

@@ -48,13 +48,13 @@ def layerwise(settings: Settings, session: Session) -> None:
         session.save()
         print(f"{unit.name}: loss {unit.losses[0]:.3g} -> {unit.losses[-1]:.3g}, accuracy on {session.check.total} "
               f"training images {unit.accuracy_before:.2f} -> {unit.accuracy_after:.2f} %, "
-              f"kept {unit.kept_epochs} of {how.num_epochs}", flush=True)
+              f"kept {unit.kept_epochs} of {how.epochs}", flush=True)
 
     def on_epoch(progress: UnitProgress) -> None:
         session.progress = asdict(progress)
         session.save()
 
-    config = FinetuneConfig(how.num_epochs, how.lr, how.momentum, how.wd, how.force, online,
+    config = FinetuneConfig(how.epochs, how.lr, how.momentum, how.wd, how.force, online,
                             loading.compiles(session.snn, session.batches, run) and not settings.spiking.reference)
     first = session.history[-1]["unit"] + 1 if session.history else 1
     started = UnitProgress(**session.progress) if session.progress else None
@@ -99,11 +99,11 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
     step = Step(network, optimizer, run.amp, session.ann if how.teacher else None)
-    for epoch in range(len(session.history), how.num_epochs):
+    for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
-        rate = epoch_rate(how.lr, "cosine", epoch, how.num_epochs)
+        rate = epoch_rate(how.lr, "cosine", epoch, how.epochs)
         session.batches.set_epoch(epoch)
-        name = f"epoch {epoch + 1}/{how.num_epochs}"
+        name = f"epoch {epoch + 1}/{how.epochs}"
         scores = train_epoch(step, session.batches, rate, run.print_freq, run.limit, name)
         if how.method == "through-time":  # the others leave BN statistics as they are
             average_buffers_(network)
