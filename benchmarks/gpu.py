@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,8 @@ def run_part(name: str, limit: float, data: Path, output: Path) -> dict[str, Any
         except subprocess.TimeoutExpired:
             status = f"ended after {limit:.0f} s"
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     return {"seconds": round(time.monotonic() - began, 1), "status": status, "rows": rows(file)}
 

@@ -43,26 +43,29 @@ def tests(data: Path, seconds: float) -> Iterator[Row]:
     yield {"tests": (done.stdout.strip().splitlines() or ["nothing printed"])[-1]}
 
 
-def shapes() -> list[tuple[str, tuple[int, ...]]]:
-    """Return (name, [C', C, kernel, stride, padding, size]) of each different hidden convolution of the networks for CIFAR."""
+def shapes() -> dict[tuple[int, ...], str]:
+    """Return the different hidden convolutions of the networks for CIFAR: (C', C, kernel, stride, padding, size) and a name."""
     found: dict[tuple[int, ...], str] = {}
     for arch in ("resnet20", "alex", "vgg11", "resnet18"):
-        network, size = models.build(arch), {}
-        for name, module in network.named_modules():
+        network = models.build(arch).eval()
+
+        def note(conv: nn.Module, inputs: tuple[Tensor, ...], _: object, arch: str = arch) -> None:
+            geometry = (conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0])
+            if conv.in_channels > 3:
+                found.setdefault((*geometry, inputs[0].shape[-1]), arch)
+
+        for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(lambda m, x, _, name=name: size.__setitem__(name, (m, x[0].shape[-1])))
+                module.register_forward_hook(note)
         with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 32, 32))
-        for name, (conv, side) in list(size.items())[1:]:
-            shape = (conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], conv.padding[0], side)
-            found.setdefault(shape, f"{arch} {name}")
-    return [(name, shape) for shape, name in found.items()]
+            network(torch.zeros(1, 3, 32, 32))
+    return found
 
 
 def exact(data: Path, seconds: float) -> Iterator[Row]:
     """Count, for each convolution, the accumulators of spikes and APoT integers that are not the integers they should be."""
     draw = torch.Generator().manual_seed(0)
-    for name, (out, channels, kernel, stride, padding, size) in shapes():
+    for (out, channels, kernel, stride, padding, size), name in shapes().items():
         spikes = torch.randint(*SIGNED, (16 if GPU else 1, channels, size, size), generator=draw).to(DEVICE)
         for bits, largest in ((3, 4), (4, 10), (5, 48)):
             weight = torch.randint(-largest, largest + 1, (out, channels, kernel, kernel), generator=draw).to(DEVICE)
@@ -81,7 +84,7 @@ def exact(data: Path, seconds: float) -> Iterator[Row]:
 
 
 def accuracy(data: Path, seconds: float) -> Iterator[Row]:
-    """Score the networks in result/published on the test images, and compare their spikes with those of a float64 run on the CPU."""
+    """Score the networks in result/published on the test images; compare their spikes with those of a float64 run on the CPU."""
     torch.backends.cudnn.allow_tf32 = False
     recorded = {4: (91.95, 91.73), 3: (91.27, 90.42), 2: (88.45, 86.74)}
     images = load_images("cifar10", data, train=False)
@@ -182,8 +185,10 @@ def spiking_rows(arch: str, bit: int, images: ImageSet) -> Iterator[Row]:
     ann = calibrate_(quantize_(copy.deepcopy(plain), bit), x).eval()
     snn = to_spiking(ann)
     base = None
-    for name, make in (("float bfloat16", lambda: plain), ("float bfloat16 compiled", lambda: torch.compile(plain) if GPU else plain),
-                       ("plain layers", lambda: snn), ("deployed", lambda: deploy(snn, compile=GPU))):
+    contenders: dict[str, Callable[[], nn.Module]] = {
+        "float bfloat16": lambda: plain, "float bfloat16 compiled": lambda: torch.compile(plain) if GPU else plain,
+        "plain layers": lambda: snn, "deployed": lambda: deploy(snn, compile=GPU)}
+    for name, make in contenders.items():
         def measure(name: str = name, make: Callable[[], nn.Module] = make) -> Row:
             network = make()
             reset_peak()

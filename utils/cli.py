@@ -195,6 +195,19 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
         help=f"step: x0.1 at {milestones} of the run; cosine: to 0 (default: step)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=wd,
         help=f"of SGD, on all but clips and thresholds, which have 1e-4 (default: {wd:g})")
+    add("--warmup", type=number(float, 0, what="number of epochs"), default=0.0, metavar="EPOCHS",
+        help="epochs over which the learning rate rises first (default: 0)")
+    add("--threshold-lr", type=number(float, 0, what="learning rate"), metavar="LR",
+        help="initial learning rate of the thresholds (default: that of the weights)")
+    add("--clip-lr", type=number(float, 0, what="learning rate"), metavar="LR",
+        help="initial learning rate of the weight clips (default: that of the weights)")
+    add("--nesterov", action="store_true", help="Nesterov's momentum")
+    add("--ema", type=number(float, 0, 1, "decay"), default=0.0, metavar="DECAY",
+        help="evaluate and save the exponential moving average of the weights, for example 0.999 (default: 0, the weights)")
+    add("--label-smoothing", type=number(float, 0, 1, "share"), default=0.0, metavar="SHARE",
+        help="of the labels, spread over all classes (default: 0)")
+    add("--teacher", type=Path, metavar="FILE",
+        help="learn the probabilities of this network, of any architecture, in the place of the labels")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
     add("--weight-bit", type=bits, help="bits of the hidden weights where they are to differ from the recipe")
     add("--compile", action="store_true", help="compile the training step: faster, after a minute; on a GPU a CUDA graph")

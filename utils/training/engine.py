@@ -32,20 +32,38 @@ def learning_rate(schedule: str, progress: float, milestones: tuple[float, ...])
     return 0.1 ** sum(progress >= milestone for milestone in milestones)
 
 
-def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tuple[float, ...] = ()) -> Callable[[float], float]:
-    """Return an epoch's learning rate as a function of its finished part in [0, 1)."""
-    return lambda part: lr * learning_rate(schedule, (epoch + part) / epochs, milestones)
+def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tuple[float, ...] = (),
+               warmup: float = 0.0) -> Callable[[float], float]:
+    """Return an epoch's learning rate as a function of its finished part in [0, 1).
+
+    Over the first `warmup` epochs it rises in proportion; a cosine falls over the epochs after them.
+    """
+    def rate(part: float) -> float:
+        done = epoch + part
+        if done < warmup:
+            return lr * done / warmup + lr / (100 * warmup)  # not 0, at which a batch would be wasted
+        skipped = warmup if schedule == "cosine" else 0.0
+        return lr * learning_rate(schedule, (done - skipped) / (epochs - skipped), milestones)
+
+    return rate
 
 
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4,
-        nesterov: bool = False) -> torch.optim.SGD:
-    """Return SGD in which the learned clips (thresholds θ and weight clips α) have a weight decay of their own."""
-    clips, weights = [], []
+        nesterov: bool = False, threshold_lr: float | None = None, clip_lr: float | None = None) -> torch.optim.SGD:
+    """Return SGD in which thresholds θ and weight clips α have a weight decay of their own, and rates of their own if given.
+
+    A group's "factor" is what the rate of the others is to be multiplied by.
+    """
+    rates = {".threshold": threshold_lr, ".alpha": clip_lr}
+    groups: dict[str | float, list[nn.Parameter]] = {"weights": []}  # then the clips, by the factor of their rate
     for name, parameter in network.named_parameters():
-        (clips if name.endswith((".alpha", ".threshold")) else weights).append(parameter)
-    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": clips, "weight_decay": clip_weight_decay}]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=momentum, nesterov=nesterov,
-                           fused=True)
+        kind = name[name.rfind("."):]
+        own = rates.get(kind)
+        groups.setdefault("weights" if kind not in rates else own / lr if own and lr else 1.0, []).append(parameter)
+    made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else
+            {"params": parameters, "weight_decay": clip_weight_decay, "factor": factor}
+            for factor, parameters in groups.items() if parameters]
+    return torch.optim.SGD(made, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

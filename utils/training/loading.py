@@ -40,6 +40,20 @@ def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
     return data.check(network, path), contents
 
 
+def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
+    """Load the network whose probabilities are learned, placed and in eval mode; a published file is one of --arch in float.
+
+    Raises:
+        UserError: it cannot be loaded, is a start for training only, or has other classes.
+    """
+    contents = read_checkpoint(file)
+    ours = "format" in contents
+    teacher = restore_network(contents, file, None if ours else run.arch, None if ours else FLOAT_BITS, data.settings.dataset)
+    if teacher.trainable_start:
+        raise UserError(f"--teacher {file}: lacks thresholds or statistics of its own; train it first, or name a float network")
+    return data.placed(data.check(teacher, file)).eval().requires_grad_(False)
+
+
 def load_quantized(run: RunSettings, data: Data, learns: bool = False) -> tuple[Network, Network, dict[str, Any] | None]:
     """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from quant import FLOAT_BITS
@@ -23,7 +24,14 @@ class TrainSettings:
     wd: float
     start_epoch: int | None = None
     lr_schedule: str = "step"
+    warmup: float = 0.0
+    threshold_lr: float | None = None
+    clip_lr: float | None = None
     momentum: float = 0.9
+    nesterov: bool = False
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    teacher: Path | None = None
     accum: int = 1
     weight_bit: int | None = None
     init_bit: int | None = None
@@ -43,6 +51,12 @@ class TrainSettings:
         epochs = 1 if run.test else flags["epochs"]
         if (flags["start_epoch"] or 0) >= epochs:
             raise UserError(f"--start-epoch {flags['start_epoch']}: nothing is left of --epochs {epochs}, counted from 0")
+        if flags["teacher"] and flags["label_smoothing"]:
+            raise UserError(f"--label-smoothing {flags['label_smoothing']:g}: with a --teacher no labels are learned; leave it out")
+        if flags["nesterov"] and not flags["momentum"]:
+            raise UserError("--nesterov: needs a --momentum above 0")
+        if flags["warmup"] >= epochs and flags["warmup"]:
+            raise UserError(f"--warmup {flags['warmup']:g}: nothing is left of --epochs {epochs} behind it")
         start = "--pretrained" * flags["pretrained"] or "--scratch" * flags.get("scratch", False)
         if start and (run.init or run.resume is not None or (flags["pretrained"] and flags["scratch"])):
             raise UserError(f"{start}, --init and --resume exclude each other, as --pretrained and --scratch do: choose where "

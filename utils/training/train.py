@@ -1,6 +1,7 @@
 """A training: its network, fresh or gone on with, and what it does in an epoch."""
 
 import time
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..distributed import processes
 from ..errors import UserError
 from . import loading
 from .engine import MILESTONES, epoch_rate, evaluate, restore_, sgd, train_epoch
+from .guards import inner
 from .metrics import log_line
 from .settings import Settings
 from .step import Step
@@ -111,16 +113,27 @@ class Trainer:
             self.network = data.placed(data.check(network, run.file))
         else:
             self.network = initial_network(settings, data, self.batches)
-        self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd)
+        self.average = deepcopy(self.network).requires_grad_(False) if how.ema else None
+        if how.ema and state:
+            restore_trained_(self.network, state, run.file)
+        self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd, nesterov=how.nesterov, threshold_lr=how.threshold_lr,
+                             clip_lr=how.clip_lr)
         if state:
             restore_state(state, self.optimizer, run.file)
         self.history: list[dict[str, Any]] = list(state.get("history", []))
         self.epochs = range(next_epoch(state) if state else how.start_epoch or 0, how.epochs)
-        self.step = Step(processes.parallel(self.network), self.optimizer, settings.run.amp, compile=how.compile)
+        teacher = loading.load_teacher(how.teacher, settings.run, data) if how.teacher else None
+        self.step = Step(processes.parallel(self.network), self.optimizer, settings.run.amp, teacher, how.label_smoothing,
+                         self.average, how.ema, how.compile)
 
     def train(self, epoch: int) -> None:
         """Train for one epoch and evaluate; adds a line to the log."""
-        self.history.append(train_one(epoch, self.settings, self.step, self.network, self.batches, self.test_batches))
+        self.history.append(train_one(epoch, self.settings, self.step, self.result_network, self.batches, self.test_batches))
+
+    @property
+    def result_network(self) -> Network:
+        """Return the network that is evaluated and saved: the average, if there is one."""
+        return self.network if self.average is None else self.average
 
     @property
     def improved(self) -> bool:
@@ -129,8 +142,9 @@ class Trainer:
 
     def contents(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the log."""
-        return network_state(self.network) | {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
-                                              "args": plain(self.settings)}
+        trained = {} if self.average is None else {"trained": self.network.state_dict()}
+        return network_state(self.result_network) | trained | {
+            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(self.settings)}
 
     def result(self, path: Path) -> dict[str, Any]:
         """Print and return best and last line of the log and the directory."""
@@ -159,16 +173,32 @@ def restore_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, file:
         raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
 
 
+def restore_trained_(network: Network, state: dict[str, Any], file: Path) -> None:
+    """Give the network that is trained, in place, the weights that a checkpoint holds beside their average."""
+    try:
+        network.load_state_dict(state["trained"])
+    except (KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(f"checkpoint {file} does not hold the weights beside their average: the run had no --ema; leave it "
+                        "out") from error
+
+
 def train_one(epoch: int, settings: Settings, step: Step, network: Network, train_batches: Loader,
               test_batches: Loader) -> dict[str, Any]:
-    """Train for one epoch, evaluate on the test set, print both; return the line of the log."""
+    """Train for one epoch, evaluate on the test set, print both; return the line of the log.
+
+    Args:
+        network: what is evaluated.
+    """
     run, how = settings.run, settings.training
     began = time.monotonic()
-    rate = epoch_rate(how.lr, how.lr_schedule, epoch, how.epochs, MILESTONES[models.family(settings.data.dataset)])
+    rate = epoch_rate(how.lr, how.lr_schedule, epoch, how.epochs, MILESTONES[models.family(settings.data.dataset)],
+                      how.warmup)
     train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{how.epochs}"
     scores = train_epoch(step, train_batches, rate, run.print_freq, run.limit, name, how.accum)
-    processes.average_buffers_(network)
+    processes.average_buffers_(inner(step.network))
+    if network is not inner(step.network):
+        processes.average_buffers_(network)
     tested = evaluate(network, test_batches, run.amp, run.limit)
     line = log_line(epoch, rate(0), scores, tested, time.monotonic() - began)
     print(f"{name}: train loss {scores.loss:.3f}, train {scores.top1:.2f} %, test {tested.top1:.2f} %, {line['seconds']:.0f} s",

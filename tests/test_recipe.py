@@ -1,0 +1,107 @@
+"""What training can do beyond the published recipe: warm-up, rates of the clips, averages, teachers, smoothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import main
+from models import build
+from quant import quantize_
+from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.rundir import RunDirectory
+from utils.data.cifar import load_images
+from utils.errors import UserError
+from utils.training.engine import epoch_rate, sgd, train_epoch
+from utils.training.step import Step
+
+
+def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_behind_it():
+    rates = [epoch_rate(0.2, "cosine", epoch, 10, warmup=2)(part) for epoch in range(10) for part in (0, 0.5)]
+    assert rates[:4] == pytest.approx([0.001, 0.051, 0.101, 0.151])
+    assert rates[4] == pytest.approx(0.2)
+    assert rates[12] == pytest.approx(0.1)  # half of what is left
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_thresholds_and_clips_get_rates_of_their_own():
+    network = quantize_(build("resnet20"), 3)
+    step = Step(network, sgd(network, 0.04, 0.9, 1e-4, threshold_lr=0.1, clip_lr=0.02))
+    step(torch.randn(2, 3, 32, 32), torch.arange(2), 0.01)
+    groups = {len(group["params"]): group["lr"] for group in step.optimizer.param_groups}
+    assert groups[19] == pytest.approx(0.025)
+    assert groups[20] == pytest.approx(0.005)
+    assert max(groups) > 20
+    assert groups[max(groups)] == 0.01
+
+
+def test_the_average_is_that_of_the_weights_after_each_step():
+    torch.manual_seed(0)
+    network, average = nn.Linear(4, 3), nn.Linear(4, 3)
+    average.load_state_dict(network.state_dict())
+    step = Step(network, sgd(network, 0.1, 0.9, 0), average=average.requires_grad_(False), decay=0.75)
+    expected = network.weight.detach().clone()
+    for _ in range(5):
+        step(torch.randn(8, 4), torch.arange(8) % 3, 0.1)
+        expected = 0.75 * expected + 0.25 * network.weight.detach()
+    torch.testing.assert_close(average.weight, expected)
+    assert not torch.equal(average.weight, network.weight)
+
+
+def test_smoothing_is_that_of_torch():
+    torch.manual_seed(0)
+    network, images, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
+    step = Step(network, sgd(network, 0.1, 0, 0), smoothing=0.2)
+    expected = nn.CrossEntropyLoss(label_smoothing=0.2)(network(images), labels)
+    torch.testing.assert_close(step.loss(images, labels)[1], expected)
+    found = train_epoch(step, [(images, labels)], lambda _: 0.0)
+    assert found.loss == pytest.approx(nn.CrossEntropyLoss()(network(images), labels).item())  # the log's is plain
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Let the scripts see 48 images of the digits."""
+    def shortened(*args: object) -> object:
+        images = load_images(*args)
+        return replace(images, images=images.images[:48], labels=images.labels[:48])
+
+    monkeypatch.setattr("utils.data.splits.load_images", shortened)
+
+
+RUN = ["--arch", "resnet20", "--dataset", "digits", "-b", "16", "--epochs", "2", "--lr", "0.01"]
+
+
+def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
+    main.main([*RUN, "--bit", "32", "--label-smoothing", "0.1", "--ema", "0.5", "--result", str(tmp_path)])
+    start = str(tmp_path / "resnet20_32bit" / BEST)
+    flags = [*RUN, "--bit", "3", "--init", start, "--teacher", start, "--ema", "0.5", "--nesterov", "--warmup", "0.5",
+             "--threshold-lr", "0.02", "--clip-lr", "0.005"]
+    main.main([*flags, "--result", str(tmp_path / "whole")])
+    save = RunDirectory.save
+
+    def killed(run: RunDirectory, contents: dict, history: list, is_best: bool) -> None:
+        save(run, contents, history, is_best)
+        if len(history) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main.main([*flags, "--result", str(tmp_path / "broken")])
+    monkeypatch.setattr(RunDirectory, "save", save)
+    main.main(["--arch", "resnet20", "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
+    whole, broken = (read_checkpoint(tmp_path / name / "resnet20_3bit" / LAST) for name in ("whole", "broken"))
+    for part in ("state_dict", "trained"):
+        assert all(torch.equal(tensor, broken[part][name]) for name, tensor in whole[part].items())
+    name = "body.0.conv.weight"
+    assert not torch.equal(whole["state_dict"][name], whole["trained"][name])
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    (["--teacher", "x.pth.tar", "--label-smoothing", "0.1"], "--label-smoothing 0.1"),
+    (["--nesterov", "--momentum", "0"], "--nesterov"),
+    (["--warmup", "2"], "--warmup 2"),
+    (["--teacher", "x.pth.tar"], "x.pth.tar does not exist")])
+def test_flags_that_exclude_each_other_are_refused(few, tmp_path, flags, named):
+    with pytest.raises(UserError, match=named):
+        main.main([*RUN, *flags, "--result", str(tmp_path)])
