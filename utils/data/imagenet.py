@@ -105,8 +105,8 @@ class ImageLoader:
                 if damaged is None:
                     raise
                 raise UserError(damaged) from error
-            images = pixels.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
-            yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), labels.to(self.device).long()
+            images = uploaded(pixels, self.device).float().sub_(self.mean).div_(self.std)
+            yield images.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format), uploaded(labels, self.device).long()
 
 
 Decoder = Callable[[ImageFiles, Decoding], Iterator[tuple[Tensor, Tensor]]]
@@ -127,3 +127,10 @@ def decoder_named(name: str) -> Decoder:
     else:
         from .imagenet_torchvision import decode
     return decode
+
+
+def uploaded(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device; to a GPU a copy of its own travels, since a decoder may reuse its memory meanwhile."""
+    if device.type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
