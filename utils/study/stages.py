@@ -9,9 +9,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..checkpoints.checkpoint import LAST, revision
+from ..checkpoints.light import origin
 from ..checkpoints.rundir import LOG, simple
 from ..errors import UserError
-from ..files import sha256, write_text
+from ..files import write_text
 
 RECORD, LOCK = "record.json", "stage.lock"
 TRAININGS = ("main", "dali_main")
@@ -82,10 +83,10 @@ def _saved(directory: Path) -> bool:
 
 
 def digest(stage: Stage) -> str | None:
-    """Return the start of the SHA-256 of the file that a stage starts from; None without one, or where it is gone."""
+    """Return the start of the SHA-256 of the file that a stage starts from, as a run wrote it; None where there is none."""
     if stage.init is None or not stage.init.is_file():
         return None
-    return sha256(stage.init)[:16]
+    return origin(stage.init)[:16]
 
 
 def run(stage: Stage, study: Path) -> dict[str, Any]:
