@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # A process a core, each with one thread: the tests' networks are too small for more. Files stay whole, they share networks.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: setup imagenet demo test test-all lint bench
+.PHONY: setup imagenet demo test test-all test-gpu lint bench gpu
 
 setup: $(VENV)/.installed
 
@@ -26,9 +26,15 @@ test: setup
 test-all: setup
 	$(PYTEST) -m ""
 
+test-gpu: setup
+	$(RUN) -m pytest tests/device_checks.py
+
 lint: setup
 	$(RUN) -m ruff check .
 
 bench: setup
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	$(RUN) benchmarks/bench.py
+
+gpu: setup
+	$(RUN) benchmarks/gpu.py

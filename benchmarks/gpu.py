@@ -29,6 +29,7 @@ from utils.checkpoints.checkpoint import revision
 # Seconds that a part may take at most; what others leave unused, the last one, which trains, has in addition.
 PARTS = {"tests": 100, "exact": 60, "accuracy": 80, "speed": 150, "repeat": 60, "chain": 90}
 HERE = Path(__file__).parent
+GRACE = 5.0  # seconds in which a part that watches its time ends by itself
 
 
 def card() -> dict[str, Any]:
@@ -62,10 +63,10 @@ def run_part(name: str, limit: float, data: Path, output: Path) -> dict[str, Any
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code = process.wait(limit + 5)  # a part that watches its time ends by itself
+            code = process.wait(limit + GRACE)
             status = "done" if code == 0 else f"ended with {code}: {last_line(log)}"
         except subprocess.TimeoutExpired:
-            status = f"ended after {limit:.0f} s"
+            status = f"ended after {limit + GRACE:.0f} s"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -94,10 +95,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         left = end - time.monotonic()
         later = sum(PARTS[part] for part in args.part[number + 1 :])
         limit = left if name == args.part[-1] else min(PARTS[name], left - min(later, left / 2))
-        if left < 5:
+        if left < 2 * GRACE:
             found["parts"][name] = {"seconds": 0.0, "status": "no time left", "rows": []}
         else:
-            found["parts"][name] = run_part(name, limit - 5, args.data, args.output)
+            found["parts"][name] = run_part(name, limit - GRACE, args.data, args.output)
         (args.output / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"{name}: {found['parts'][name]['status']}, {found['parts'][name]['seconds']:.0f} s", flush=True)
         for row in found["parts"][name]["rows"]:
