@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import same
 
 import main
 from utils import script
@@ -49,10 +49,6 @@ def spoiled_in_epoch(number: int, spoil, monkeypatch) -> None:
 
 def weights(path: Path) -> dict:
     return read_checkpoint(path)["state_dict"]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")

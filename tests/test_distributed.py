@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_imagenet import picture
+from helpers import picture, same
 from worker import Work
 
 from utils.config import DataSettings
@@ -53,10 +53,6 @@ def work(tasks: str, processes: int, root: Path, out: Path) -> list[dict]:
 def two(root, tmp_path_factory) -> list[dict]:
     """Return the results of two processes: starting them takes longer than what they do."""
     return work("train,tune", 2, root, tmp_path_factory.mktemp("two"))
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_imagenet import picture
+from helpers import picture
 
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_imagenet import picture
+from helpers import picture
 
 import main
 import snn_ft

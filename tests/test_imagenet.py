@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import picture, resident
 from PIL import Image
 
 import models
@@ -20,12 +21,6 @@ from utils.distributed.processes import Place
 from utils.errors import UserError
 
 SIZES = [(500, 375), (375, 500), (224, 300), (90, 130), (256, 256), (641, 333), (300, 301)]
-
-
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Return a smooth random picture, as photographs are: noise magnified."""
-    noise = np.random.RandomState(seed).randint(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.BICUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +178,6 @@ def test_without_dali_the_remedy_is_named(root, monkeypatch):
 def test_more_processes_than_images_are_refused(root):
     with pytest.raises(UserError, match="7 images are too few for 8 processes"):
         loader(root, place=Place(0, 0, 8))
-
-
-def resident() -> float:
-    """Return this process's memory in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")

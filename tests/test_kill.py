@@ -2,12 +2,10 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import run_jobs, same, timeless
 
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
@@ -31,15 +29,6 @@ MOMENTS = {
 }
 
 
-def run(jobs: list[dict], where: Path) -> list[int]:
-    """Run jobs one after the other; return their exit statuses."""
-    (where / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(where / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dict:
     """Return a job that starts a run, or goes on with it where there is a checkpoint: before it, nothing was computed."""
     script, argv, directory = RUNS[name]
@@ -53,21 +42,8 @@ def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dic
 def start(tiny) -> Path:
     """Train the network that fine-tuning starts from; return the data's directory, where it is."""
     argv = [*COMMON, "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
-    assert run([{"script": "main", "argv": argv, "moment": None, "checkpoint": "", "log": str(tiny / "log")}], tiny) == [0]
+    assert run_jobs([{"script": "main", "argv": argv, "moment": None, "checkpoint": "", "log": str(tiny / "log")}], tiny) == [0]
     return tiny
-
-
-def timeless(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in history]
-
-
-def same(a: object, b: object) -> bool:
-    """Return whether two contents of checkpoints are equal, bit for bit."""
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def assert_same_runs(whole: Path, broken: Path) -> None:
@@ -91,7 +67,7 @@ def assert_survives(name: str, moments: list[tuple], start: Path, where: Path) -
     jobs = [job(name, start, where / "whole")]
     for number, moment in enumerate(moments):
         jobs += [job(name, start, where / str(number), moment), job(name, start, where / str(number))]
-    first, *codes = run(jobs, where)
+    first, *codes = run_jobs(jobs, where)
     assert first == 0, (where / "whole.log").read_text()
     for number, (moment, broken, resumed) in enumerate(zip(moments, codes[::2], codes[1::2], strict=True)):
         assert broken < 0, moment  # else no such moment came
@@ -111,7 +87,7 @@ def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
         low, high = 0, 128  # the last that comes, one that does not
         while high - low > 1:
             middle = (low + high) // 2
-            code, = run([job(name, start, where / f"{what}{middle}", (what, middle))], where)
+            code, = run_jobs([job(name, start, where / f"{what}{middle}", (what, middle))], where)
             low, high = (middle, high) if code < 0 else (low, middle)
         found += [(what, number) for number in range(1, low + 1)]
     return found
@@ -132,11 +108,11 @@ def test_a_run_survives_a_kill_at_any_moment(name, start, tmp_path):
 def test_a_run_survives_being_killed_again_and_again(name, start, tmp_path):
     """By the clock, whatever it is doing, until it gets through."""
     directory = tmp_path / "broken" / RUNS[name][2]
-    assert run([job(name, start, tmp_path / "whole")], tmp_path) == [0]
+    assert run_jobs([job(name, start, tmp_path / "whole")], tmp_path) == [0]
     draw, kills, code = random.Random(1), 0, -1
     while code < 0:
         moment = ("alarm", draw.uniform(0.3, 2.5)) if kills < 20 else None
-        code, = run([job(name, start, tmp_path / "broken", moment)], tmp_path)
+        code, = run_jobs([job(name, start, tmp_path / "broken", moment)], tmp_path)
         kills += code < 0
     assert code == 0, (tmp_path / "broken.log").read_text()
     assert kills > 2

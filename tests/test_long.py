@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import resident
 
 import main
 from utils.checkpoints.checkpoint import LAST, read_checkpoint
@@ -12,11 +13,6 @@ from utils.config import RunSettings
 from utils.training import train
 
 EPOCHS = 200
-
-
-def resident() -> float:
-    """Return this process's memory in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""What several tests need: pictures, comparisons, scripts that kill themselves, the memory of this process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Return a smooth random picture, as photographs are: noise magnified."""
+    noise = np.random.RandomState(seed).randint(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.BICUBIC)
+
+
+def same(a: object, b: object) -> bool:
+    """Return whether two contents of checkpoints are equal, bit for bit."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    """Return the lines of a log without what another run measures otherwise."""
+    return [{key: value for key, value in line.items() if key not in ("seconds", "revisions")} for line in history]
+
+
+def run_jobs(jobs: list[dict], where: Path) -> list[int]:
+    """Run jobs of killed.py one after the other; return their exit statuses."""
+    (where / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(where / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def resident() -> float:
+    """Return this process's memory in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,82 @@
+"""The rows of the tables: their names, the stages that they take and share."""
+
+from pathlib import Path
+
+import pytest
+
+import reproduce
+from utils.errors import UserError
+from utils.study import figures, plan
+from utils.study.networks import Networks
+from utils.study.plan import Plan, Speed
+from utils.study.tables import TABLES, rows_of
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_a_stage_starts_from_runs_before_it_and_each_once(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
+    rows = rows_of(table, [0, 1], Path("data"), tmp_path, 0.1)
+    order = Plan(rows, tmp_path).missing
+    assert len({stage.name for stage in order}) == len(order)
+    made = {str(tmp_path / stage.name): number for number, stage in enumerate(order)}
+    for number, stage in enumerate(order):
+        first = (stage.script, stage.flag("--bit")) in (("main", "32"), ("dali_main", "4"))
+        assert (stage.init is None) == first
+        assert stage.init is None or made[str(stage.init.parent.parent)] < number
+
+
+def test_each_row_has_a_name_of_its_own():
+    for table in TABLES:
+        names = [row.name for row in rows_of(table, [0], Path("data"), Path("study"))]
+        assert len(set(names)) == len(names)
+        assert not any("32 bits" in name for name in names)  # "2 bits" would find it
+
+
+def test_a_whole_name_chooses_its_row_and_a_part_of_one_all_that_hold_it():
+    rows = {"conversion": rows_of("conversion", [0], Path("data"), Path("study"), files=Path("nets"))}
+
+    def methods(*texts: str) -> list[str]:
+        return [row.method for row in reproduce.choose(rows, list(texts))["conversion"]]
+
+    assert methods("resnet20, 2 bits, unsigned, calibrated") == ["calibrated"]
+    assert methods("2 bits, unsigned, calibrated") == ["calibrated", "calibrated, global"]
+    assert methods("resnet20, 2 bits, unsigned, calibrated", "2 bits, unsigned, con") == ["converted", "calibrated"]
+    with pytest.raises(UserError, match="no row of conversion"):
+        methods("5 bits")
+
+
+def test_tables_share_their_stages():
+    def names(table: str) -> set[str]:
+        rows = rows_of(table, [0], Path("data"), Path("study"))
+        return {stage.name for row in rows for chain in row.chains for stage in chain}
+
+    shared = names("cifar10") & names("conversion")
+    assert "resnet20-300epochs/2bit-seed0" in shared
+    assert "resnet20-300epochs/2bit-signed-converted-seed0" in shared
+
+
+def test_early_readouts_are_told_by_the_run_of_all_steps():
+    rows = {row.method: row for row in rows_of("latency", [0], Path("data"), Path("study"), files=Path("nets"))
+            if (row.bit, row.neuron) == (2, "signed")}
+    assert list(rows) == ["1 of 3 steps", "2 of 3 steps", "converted", "delay 1", "delay 2", "delay 3"]
+    result = {"ann": {"top1": 90.0}, "snn": {"top1": 80.0}, "readout": [20.0, 50.0, 80.0], "latency": 3, "seconds": 0.0}
+    found = [figures.measured(row, [[{"result": result, "revision": "r"}]]) for row in list(rows.values())[:3]]
+    assert [(figure.accuracies, figure.latency, figure.stages) for figure in found] == [
+        ([accuracy], steps, ["resnet20-nets/2bit-signed-converted-seed0"]) for steps, accuracy in enumerate(result["readout"], 1)]
+
+
+def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
+    networks = Networks("resnet20", Path("data"), Path("study"), extra=("--compile",))
+    assert [stage.name for stage in networks.chain(4, 0)] == ["resnet20-300epochs/32bit-seed0",
+                                                              "resnet20-300epochs-compile/4bit-seed0"]
+    rows = rows_of("conversion", [1, 2], Path("data"), Path("study"), files=Path("nets"))
+    assert [stage.name for stage in rows[-3].stages] == ["resnet20-nets/2bit-unsigned-converted-seed0"]
+    assert {row.method: len(row.chains) for row in rows if row.bit == 2} == {
+        "converted": 1, "calibrated": 2, "delay 1": 1, "delay 2": 1, "delay 3": 1, "calibrated, 2 of 3 steps": 2,
+        "calibrated, global": 2, "calibrated, global, 2 of 3 steps": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
+    assert {row.method: row.tuning for row in rows if row.bit == 2} == {
+        "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
+        "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
+        "layer-wise": "5,000 of 50,000, 1 of 8 epochs", "layer-wise, global": "5,000 of 50,000, 1 of 8 epochs + 40,000"}
+    imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
+    assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}
