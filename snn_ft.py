@@ -55,6 +55,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     add("--norm", choices=NORMS,
         help="through-time: BN of each time step, one BN that all share, or frozen statistics (default: step)")
     add("--surrogate", choices=SURROGATES, help="through-time: what stands for the derivative of a spike (default: rectangle)")
+    add("--compile", action="store_true", help="through-time: compile the training step; on a GPU a CUDA graph")
     add("--nesterov", action=argparse.BooleanOptionalAction,
         help="Nesterov's momentum; not layerwise (default: through-time yes, global no)")
     add("--resume", action="store_const", const=Path(), help="go on after the last finished unit or epoch")

@@ -5,10 +5,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from quant import time_steps
-from snn_layers import FinetuneConfig, RateNetwork, finetune, own_parameters_, to_spiking
+from snn_layers import FinetuneConfig, RateNetwork, ThroughTime, finetune, own_parameters_, to_spiking
 from utils.training.engine import sgd
 from utils.training.step import Step
 
@@ -33,52 +32,16 @@ def tuning(batches: int = 10, checked: int = 2, rounds: int = 3) -> list[Row]:
     return [row(times, f"fine-tuning all of ResNet-20, {count} images: --online / default", "online", "kept", 4, 8, at_most=False)]
 
 
-class _Spike(torch.autograd.Function):
-    """v >= θ, with the gradient of a rectangle of width θ."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, membrane: Tensor, threshold: Tensor) -> Tensor:
-        ctx.save_for_backward(membrane, threshold)
-        return (membrane >= threshold).to(membrane.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        membrane, threshold = ctx.saved_tensors
-        return grad * ((membrane - threshold).abs() < threshold / 2) / threshold, None
-
-
-class ThroughTime(nn.Module):
-    """An unsigned integrate-and-fire neuron that autograd unrolls over its steps."""
-
-    def __init__(self, neuron: nn.Module):
-        super().__init__()
-        self.threshold, self.encodes, self.steps = neuron.threshold, neuron.encodes, neuron.time_steps
-
-    def forward(self, current: Tensor) -> Tensor:
-        """Map current as our neuron does."""
-        current = current.expand(self.steps, *current.shape) if self.encodes else current.unflatten(0, (self.steps, -1))
-        threshold = self.threshold.detach()
-        membrane, spike_train = threshold / 2, []
-        for incoming in current:
-            membrane = membrane + incoming
-            spike_train.append(_Spike.apply(membrane, threshold))
-            membrane = membrane - spike_train[-1] * threshold
-        return torch.cat(spike_train) * threshold
-
-
 def trainable(kind: str, bit: int) -> nn.Module:
     """Return ResNet-20 as an ANN, for global fine-tuning, or unrolled through time."""
     _, ann = networks("resnet20", bit)
     if kind == "ANN":
         return ann.train()
     snn = to_spiking(ann, "unsigned")
-    own_parameters_(snn)
     if kind == "global":
+        own_parameters_(snn)
         return RateNetwork(snn)
-    for _, unit in snn.units():
-        unit.activation = ThroughTime(unit.activation)
-    return snn
+    return ThroughTime(snn).train()
 
 
 def whole(rounds: int = 5) -> list[Row]:

@@ -17,7 +17,17 @@ import snn_ft
 from models import Network
 from models.resnet import residual_network
 from quant import calibrate_, quantize_
-from snn_layers import FinetuneConfig, RateNetwork, calibrate_rates_, deploy, finetune, own_parameters_, to_spiking
+from snn_layers import (
+    FinetuneConfig,
+    RateNetwork,
+    ThroughTime,
+    TimeConfig,
+    calibrate_rates_,
+    deploy,
+    finetune,
+    own_parameters_,
+    to_spiking,
+)
 from snn_layers.energy import operations
 from tests.pretend import GPU, PretendedGPU
 from utils.data.cifar import TensorLoader, load_images
@@ -159,6 +169,20 @@ def test_global_tuning_stays_on_the_device(gpu, images, ann):
 GLOBAL_WAITS = 0
 
 
+@pytest.mark.parametrize("norm", ["step", "shared"])
+def test_tuning_through_time_asks_nothing(gpu, images, ann, norm):
+    network = ThroughTime(to_spiking(ann), TimeConfig(norm))
+    step = Step(network, sgd(network, 0.01, 0.9, 1e-4, nesterov=True), amp=gpu is None, teacher=ann)
+    batches = list(images)
+    step.begin()
+    step(*batches[0], 0.01)
+    waits(gpu)
+    step(*batches[1], 0.01)
+    assert waits(gpu) == 0
+    assert on_device(network)
+    assert deploy(network.finished(), compile=False)(batches[0][0]).device == GPU
+
+
 def test_energy_and_traces_stay_on_the_device(gpu, images, ann):
     snn, x = to_spiking(ann), images.first(4)
     rows = operations(ann, deploy(snn, compile=False), x)
@@ -172,5 +196,5 @@ def test_the_scripts_run(gpu, tmp_path, monkeypatch):
     trained = main.main([*common, "--bit", "2"])
     start = ["--init", str(trained["directory"] / "model_best.pth.tar")]
     snn_script.main([*common, "--bit", "2", "-e", *start])
-    for method in ("layerwise", "global"):
+    for method in ("layerwise", "global", "through-time"):
         snn_ft.main([*common, "--bit", "2", "--method", method, *start])

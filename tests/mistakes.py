@@ -85,6 +85,7 @@ MISTAKES = {
     "--nesterov without momentum": ("snn_ft.py --bit 3 --method global --nesterov --momentum 0", "leave one of them out"),
     "--nesterov layer by layer": ("snn_ft.py --bit 3 --nesterov", "layer-wise tuning has plain momentum"),
     "--norm as a whole": ("snn_ft.py --bit 3 --method global --norm shared", "pass --method through-time"),
+    "--compile layer by layer": ("snn_ft.py --bit 3 --compile", "pass --method through-time"),
     "--surrogate sine": ("snn_ft.py --bit 3 --method through-time --surrogate sine", "invalid choice: 'sine'"),
     "--online as a whole": ("snn_ft.py --bit 3 --method global --online", "pass --method layerwise"),
     "--amp with --reference": ("snn.py --bit 3 --amp --reference", "leave one out"),

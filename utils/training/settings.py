@@ -113,6 +113,7 @@ class TuneSettings:
     nesterov: bool | None = None
     norm: str | None = None
     surrogate: str | None = None
+    compile: bool = False
 
     @classmethod
     def of(cls, flags: Mapping[str, Any], run: RunSettings) -> Self:
@@ -126,6 +127,8 @@ class TuneSettings:
             raise UserError("--nesterov --momentum 0: Nesterov's momentum is one; leave one of them out")
         if (flags["norm"] or flags["surrogate"]) and not unrolled:
             raise UserError("--norm and --surrogate belong to tuning through time: leave them out, or pass --method through-time")
+        if flags["compile"] and not unrolled:
+            raise UserError("--compile: only a step through time is compiled whole; leave it out, or pass --method through-time")
         if whole and (flags["force"] or flags["online"]):
             raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
         kept = not whole and not flags["online"]

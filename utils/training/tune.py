@@ -98,7 +98,7 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     optimizer = sgd(network, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
-    step = Step(network, optimizer, run.amp, session.ann if how.teacher else None)
+    step = Step(network, optimizer, run.amp, session.ann if how.teacher else None, compile=how.compile)
     for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
         rate = epoch_rate(how.lr, "cosine", epoch, how.epochs)
