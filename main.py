@@ -34,17 +34,17 @@ def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -
     with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
         if settings.run.evaluate:
             return train.test(settings, Data(settings.data, device, place))
-        run = RunDirectory(settings.run, settings.suffix, train.check_state)
-        settings = run.settings(settings, partial(read, argv))
-        script.repeatable(settings.run, settings.data.seed)
-        trainer = train.Trainer(settings, Data(settings.data, device, place), run)
-        run.begin(settings, trainer.history)
-        if not run.state:
-            run.save(trainer.contents(), trainer.history, is_best=False)  # so that it can be resumed from its first epoch
-        for epoch in trainer.epochs:
-            trainer.train(epoch)
-            run.save(trainer.contents(), trainer.history, trainer.improved)
-        return trainer.result(run.path)
+        with RunDirectory.opened(settings.run, settings.suffix, train.check_state) as run:
+            settings = run.settings(settings, partial(read, argv))
+            script.repeatable(settings.run, settings.data.seed)
+            trainer = train.Trainer(settings, Data(settings.data, device, place), run)
+            run.begin(settings, trainer.history)
+            if not run.state:
+                run.save(trainer.contents(), trainer.history, is_best=False)  # so that it can be resumed from its first epoch
+            for epoch in trainer.epochs:
+                trainer.train(epoch)
+                run.save(trainer.contents(), trainer.history, trainer.improved)
+            return trainer.result(run.path)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
     settings = parse(argv)
-    with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
-        run = RunDirectory(settings.run, settings.suffix, check_state)
+    with (script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run),
+          RunDirectory.opened(settings.run, settings.suffix, check_state) as run):
         settings = run.settings(settings, partial(parse, argv))
         script.repeatable(settings.run, settings.data.seed)
         session = Session(settings, Data(settings.data, device, place), run)

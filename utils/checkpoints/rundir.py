@@ -3,7 +3,8 @@
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..distributed.processes import Place, check_everywhere
 from ..errors import UserError
 from ..files import remove_parts, write_text
 from .checkpoint import BEST, LAST, read_checkpoint, recorded, revision, run_name, save_checkpoint
+from .lock import check_held, writing
 
 CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)
@@ -50,6 +52,11 @@ def launchers_of(path: Path) -> list[str | None]:
         return []
 
 
+def path_of(run: RunSettings, suffix: str) -> Path:
+    """Return a run's directory."""
+    return run.result / run_name(run.arch, run.bit, suffix)
+
+
 class RunDirectory:
     """Where one training or tuning keeps its results; of several processes the first one writes.
 
@@ -70,7 +77,7 @@ class RunDirectory:
     """
 
     def __init__(self, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]):
-        self.path, self.writer = run.result / run_name(run.arch, run.bit, suffix), None
+        self.path, self.writer = path_of(run, suffix), None
         self.writes = Place.of_environment().first
         last = self.path / LAST
         check_everywhere(last)
@@ -88,6 +95,13 @@ class RunDirectory:
         elif last.exists() and not run.overwrite:
             raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it, "
                             "--result DIR puts this one elsewhere")
+
+    @classmethod
+    @contextmanager
+    def opened(cls, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]) -> Iterator["RunDirectory"]:
+        """Make one in whose directory no other process writes meanwhile; see `writing`."""
+        with writing(path_of(run, suffix)):
+            yield cls(run, suffix, check)
 
     def settings(self, given: S, read: Callable[[dict[str, Any]], S]) -> S:
         """Return the settings of the run: of one that goes on its own, but for those that are given; says which differ.
@@ -143,6 +157,7 @@ class RunDirectory:
         """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
         if not self.writes:
             return
+        check_held(self.path)
         contents = contents | {"history": history, "revision": revision()}
         if is_best:
             save_checkpoint(self.path / BEST, contents)
