@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -18,7 +19,6 @@ from .distributed.processes import TIMEOUT, Place, group
 from .errors import LostError, UserError
 
 PROFILE_ROWS = 15
-CULPRIT_FIRST = 2.0  # seconds
 
 
 def choose_device(index: int | None, place: Place | None = None) -> torch.device:
@@ -82,7 +82,7 @@ def run(main: Callable[[], object]) -> None:
     Under torchrun the error that ends this process is also the one in torchrun's summary.
     """
     try:
-        record(main, ErrorFile(mistake))()
+        record(partial(told, main), ErrorFile(mistake))()
     except KeyboardInterrupt:
         print("interrupted; training and fine-tuning go on with --resume, reproduce.py with the same command", file=sys.stderr)
         sys.exit(130)
@@ -90,13 +90,21 @@ def run(main: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        line = mistake(error)
-        if line is None:
+        if mistake(error) is None:
             raise
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        if isinstance(error, LostError):
-            time.sleep(CULPRIT_FIRST)  # torchrun takes the first process that ends for the cause, and ends the others
         sys.exit(2)
+
+
+def told(main: Callable[[], object]) -> object:
+    """Return what `main` returns; print the line of a user's mistake before it is recorded, and let the culprit go first."""
+    try:
+        return main()
+    except Exception as error:
+        if (line := mistake(error)) is not None:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        if isinstance(error, LostError):
+            time.sleep(error.patience)
+        raise
 
 
 def mistake(error: BaseException) -> str | None:

@@ -112,8 +112,10 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         if not LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise LostError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
-                        f"more than the {timeout:g} seconds of --timeout") from error
+        lost = LostError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
+                         f"more than the {timeout:g} seconds of --timeout")
+        lost.patience = min(timeout, lost.patience)
+        raise lost from error
     dist.destroy_process_group()  # after an error the others may wait for ever: then the process just ends
 
 
