@@ -8,6 +8,7 @@ from .finetune import FinetuneConfig, TunedUnit, UnitProgress, finetune
 from .functional import HALF, integrate_and_fire
 from .neuron import IFNeuron
 from .rate import RateNetwork, rate_logits
+from .recording import spikes
 from .states import state_bytes
 from .step_norm import StepNorm, adopt_steps_, norm_steps
 from .through_time import NORMS, SURROGATES, ThroughTime, TimeConfig, fire_through_time
@@ -15,4 +16,4 @@ from .through_time import NORMS, SURROGATES, ThroughTime, TimeConfig, fire_throu
 __all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor",
            "LayerStatistics", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit", "UnitProgress",
            "adopt_steps_", "calibrate_rates_", "deploy", "finetune", "fire_through_time", "integrate_and_fire", "latency",
-           "layer_table", "norm_steps", "own_parameters_", "rate_logits", "state_bytes", "to_spiking"]
+           "layer_table", "norm_steps", "own_parameters_", "rate_logits", "spikes", "state_bytes", "to_spiking"]
