@@ -34,7 +34,7 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
     assert reproduce.main([*places, "--rows", "vgg16", "vgg11"]) == {"cifar10": [], "imagenet": []}
     with pytest.raises(UserError, match="a plan makes no table"):
-        reproduce.main([*places, "--readme", str(ROOT / "README.md")])
+        reproduce.main([*places, "--readme", str(ROOT / "result" / "tables.md")])
     (tmp_path / "page.md").write_text("no markers")
     with pytest.raises(UserError, match="put both lines into the file"):
         reproduce.main([*places, "--table", "conversion", "--readme", str(tmp_path / "page.md")])

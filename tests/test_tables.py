@@ -100,9 +100,9 @@ def test_a_table_goes_between_its_markers():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "result").glob("table_*.json")), ids=lambda path: path.stem)
-def test_the_readme_shows_the_measured_table(path):
-    readme, measured = (ROOT / "README.md").read_text(), table_file.read(path)
-    assert markdown.insert(readme, path.stem.removeprefix("table_"), markdown.table(measured)) == readme
+def test_the_page_in_git_shows_the_measured_table(path):
+    page, measured = (ROOT / "result" / "tables.md").read_text(), table_file.read(path)
+    assert markdown.insert(page, path.stem.removeprefix("table_"), markdown.table(measured)) == page
     for figure in measured:
         for stage, accuracy in zip(figure.stages, figure.accuracies, strict=True):
             record = json.loads((ROOT / "result" / "study" / stage / "record.json").read_text())

@@ -1,0 +1,48 @@
+"""The documents: what they link to and name is there, and README is as short as it says what a newcomer wants."""
+
+import re
+
+import pytest
+from helpers import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *(path for folder in ("docs", "result", "benchmarks") for path in (ROOT / folder).glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_in_the_clone(document):
+    missing = [target for target, _ in LINK.findall(document.read_text())
+               if ("://" not in target and not (document.parent / target).resolve().is_relative_to(ROOT.resolve()))
+               or ("://" not in target and not (document.parent / target).exists())]
+    assert missing == []
+
+
+def test_the_readme_leads_to_every_other_document():
+    linked = {(ROOT / target).resolve() for target, _ in LINK.findall((ROOT / "README.md").read_text())}
+    beside = {ROOT / "result" / "README.md"}  # of the folder in which one stands anyway
+    assert {path.resolve() for path in DOCUMENTS} - linked - {path.resolve() for path in (*beside, ROOT / "README.md")} == set()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_files_that_the_readme_names_are_there():
+    """Paths in code: of files in git, but for what a run makes or a user brings."""
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`((?:models|quant|snn_layers|utils|tests|benchmarks)/[\w/.]*)`", text))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tiny, tmp_path, monkeypatch):
+    """On 40 images of noise in the place of CIFAR-10."""
+    source = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "data").symlink_to(tiny)
+    (tmp_path / "result").symlink_to(ROOT / "result")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(source, names)
+    assert names["logits"].shape == (40, 10)
+    assert len(names["trains"]) == 19
+    assert all(train.shape[:2] == (15, 1) for train in names["trains"].values())
