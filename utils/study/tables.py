@@ -66,6 +66,7 @@ class Row:
 
 
 Make = Callable[[Source], tuple[Stage, ...]]
+WHOLE = ("calibrated-global", *CALIBRATE)
 
 
 def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make, steps: int | None = None) -> Row:
@@ -80,24 +81,9 @@ def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method:
     return Row(networks, bit, neuron, method, tuple(map(chain, seeds if draws else [0])), steps)
 
 
-def evaluated(kind: str, *flags: str) -> Make:
-    """Return what makes one run of snn.py."""
-    return lambda source: (source.evaluated(kind, *flags),)
-
-
-def delayed(delay: int) -> Make:
-    """Return what makes one run of snn.py with a delay."""
-    return lambda source: (source.delayed(delay),)
-
-
-def layerwise(kind: str, *flags: str) -> Make:
-    """Return what makes one run of layer-wise tuning."""
-    return lambda source: (source.layerwise(kind, *flags),)
-
-
-def whole(source: Source) -> tuple[Stage, ...]:
-    """Return global tuning of a calibrated network."""
-    return (source.whole("calibrated-global", *CALIBRATE),)
+def once(method: Callable[..., Stage], *arguments: str | int) -> Make:
+    """Return what makes one run: a method of `Source` with its arguments."""
+    return lambda source: (method(source, *arguments),)
 
 
 def both(source: Source) -> tuple[Stage, ...]:
@@ -116,11 +102,11 @@ def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
             continue
         full = time_steps(bit)
         kinds: list[tuple[str, str, Make]] = [
-            ("unsigned", "converted", evaluated("converted")),
-            ("signed", "converted", evaluated("converted")),
-            ("signed", "layer-wise", layerwise("layerwise")),
-            ("signed", "calibrated, global", whole),
-            ("signed", f"delay {full}", delayed(full))]
+            ("unsigned", "converted", once(Source.evaluated, "converted")),
+            ("signed", "converted", once(Source.evaluated, "converted")),
+            ("signed", "layer-wise", once(Source.layerwise, "layerwise")),
+            ("signed", "calibrated, global", once(Source.whole, *WHOLE)),
+            ("signed", f"delay {full}", once(Source.delayed, full))]
         rows += [spiking(networks, bit, neuron, seeds, method, make) for neuron, method, make in kinds]
     return rows
 
@@ -138,10 +124,11 @@ def conversion(networks: Networks, seeds: list[int]) -> list[Row]:
 def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows without training."""
     full, half = time_steps(bit), 2 ** (bit - 1)
-    rows = [row("converted", evaluated("converted")), row("calibrated", evaluated("calibrated", *CALIBRATE))]
+    rows = [row("converted", once(Source.evaluated, "converted")),
+            row("calibrated", once(Source.evaluated, "calibrated", *CALIBRATE))]
     if bit < 4 and neuron == "signed":
-        rows += [row(f"delay {delay}", delayed(delay)) for delay in (1, 2, full)]
-        early = evaluated(f"calibrated-steps{half}", "--steps", str(half), *CALIBRATE)
+        rows += [row(f"delay {delay}", once(Source.delayed, delay)) for delay in (1, 2, full)]
+        early = once(Source.evaluated, f"calibrated-steps{half}", "--steps", str(half), *CALIBRATE)
         rows.append(row(f"calibrated, {half} of {full} steps", early))
     return rows
 
@@ -149,11 +136,11 @@ def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Ro
 def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows of fine-tuning."""
     full, half = time_steps(bit), 2 ** (bit - 1)
-    rows = [row("calibrated, global", whole)]
+    rows = [row("calibrated, global", once(Source.whole, *WHOLE))]
     if neuron == "signed":
         early = ("calibrated-global-steps" + str(half), "--steps", str(half), *CALIBRATE)
-        rows += [row(f"calibrated, global, {half} of {full} steps", lambda source: (source.whole(*early),)),
-                 row("layer-wise", layerwise("layerwise")), row("global", lambda source: (source.whole("global"),)),
+        rows += [row(f"calibrated, global, {half} of {full} steps", once(Source.whole, *early)),
+                 row("layer-wise", once(Source.layerwise, "layerwise")), row("global", once(Source.whole, "global")),
                  row("layer-wise, global", both)]
     return rows
 
@@ -163,9 +150,10 @@ def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
+            row = partial(spiking, networks, bit, neuron, seeds)
             for name, kind, flags in (("", "", ()), ("start 0, ", "start0-", ("--start", "0"))):
-                rows += [spiking(networks, bit, neuron, seeds, f"{name}layer-wise", layerwise(f"{kind}layerwise", *flags)),
-                         spiking(networks, bit, neuron, seeds, f"{name}converted", evaluated(f"{kind}converted", *flags))]
+                rows += [row(f"{name}layer-wise", once(Source.layerwise, f"{kind}layerwise", *flags)),
+                         row(f"{name}converted", once(Source.evaluated, f"{kind}converted", *flags))]
     return rows
 
 
@@ -175,9 +163,9 @@ def latency(networks: Networks, seeds: list[int]) -> list[Row]:
     for bit in (4, 3, 2):
         full = time_steps(bit)
         for neuron in NEURONS:
-            row, at_once = partial(spiking, networks, bit, neuron, seeds), evaluated("converted")
+            row, at_once = partial(spiking, networks, bit, neuron, seeds), once(Source.evaluated, "converted")
             rows += [row(f"{steps} of {full} steps", at_once, steps) for steps in range(1, full)] + [row("converted", at_once)]
-            rows += [row(f"delay {delay}", delayed(delay)) for delay in range(1, full + 1)]
+            rows += [row(f"delay {delay}", once(Source.delayed, delay)) for delay in range(1, full + 1)]
     return rows
 
 

@@ -1,7 +1,7 @@
 """How a network is trained, how it spikes and how it is tuned: settings, see `utils.config`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -163,11 +163,6 @@ class Settings:
         return cls(run, data, TrainSettings.of(flags, run) if "lr_schedule" in flags else None,
                    SpikeSettings.of(flags) if "neuron" in flags else None,
                    TuneSettings.of(flags, run) if "method" in flags else None)
-
-    @property
-    def flat(self) -> dict[str, Any]:
-        """Return all values by name."""
-        return {name: value for part in asdict(self).values() if part for name, value in part.items()}
 
     @property
     def suffix(self) -> str:
