@@ -1,45 +1,32 @@
 """Float networks by name: the registry of builders and of the published quantization recipes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
 from . import plain, resnet
-from .network import Network, Site, State, mean_over_time
-from .unit import BasicBlock, Shortcut, Unit
+from .affine import NORMS, WEIGHTED
+from .graph import INPUT, Graph, Part, live, mean_over_time, moving
+from .network import Facts, Network, Recipe, Values, tree
+from .unit import BasicBlock, Shortcut, Stack, Unit
 
-__all__ = ["CLASSES", "REGISTRY", "BasicBlock", "Network", "Recipe", "Shortcut", "Site", "State", "Unit", "architectures", "build",
-           "family", "mean_over_time", "recipe"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the papers quantize in an architecture; activations always get b uniform bits.
-
-    Attributes:
-        hidden: hidden weights get b-bit APoT levels (False: they stay float).
-        ends: the first convolution and the last linear layer get 8 bits.
-        threshold: initial clipping threshold of the activations.
-    """
-
-    hidden: bool
-    ends: bool
-    threshold: float
-
+__all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
+           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "live", "mean_over_time", "moving", "recipe", "tree"]
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
-REGISTRY: dict[str, dict[str, tuple[Callable[[int], Network], Recipe]]] = {
+REGISTRY: dict[str, dict[str, tuple[Callable[[int], nn.Module], Recipe]]] = {
     "cifar": {
-        "alex": (plain.alex, Recipe(hidden=True, ends=True, threshold=8.0)),
-        "vgg11": (plain.vgg11, Recipe(hidden=True, ends=True, threshold=8.0)),
-        **{f"resnet{n}": (partial(resnet.resnet_cifar, n), Recipe(hidden=True, ends=True, threshold=6.0))
+        "alex": (plain.alex, Recipe(threshold=8.0, fold=True)),
+        "vgg11": (plain.vgg11, Recipe(threshold=8.0, fold=True)),
+        **{f"resnet{n}": (partial(resnet.resnet_cifar, n), Recipe())
            for n in (20, 32, 44, 56, 110)},
-        "resnet18": (resnet.resnet18, Recipe(hidden=False, ends=False, threshold=6.0)),
+        "resnet18": (resnet.resnet18, Recipe(hidden=False, ends=False)),
     },
     "imagenet": {
-        "alexnet": (plain.alexnet_imagenet, Recipe(hidden=False, ends=True, threshold=6.0)),
-        "vgg16": (plain.vgg16_imagenet, Recipe(hidden=False, ends=True, threshold=6.0)),
-        "vgg11": (plain.vgg11_imagenet, Recipe(hidden=False, ends=True, threshold=8.0)),
+        "alexnet": (plain.alexnet_imagenet, Recipe(hidden=False, fold=True)),
+        "vgg16": (plain.vgg16_imagenet, Recipe(hidden=False, fold=True)),
+        "vgg11": (plain.vgg11_imagenet, Recipe(hidden=False, threshold=8.0, fold=True)),
     },
 }
 
@@ -56,7 +43,7 @@ def architectures(dataset: str) -> list[str]:
     return list(REGISTRY[family(dataset)])
 
 
-def _entry(arch: str, dataset: str) -> tuple[Callable[[int], Network], Recipe]:
+def _entry(arch: str, dataset: str) -> tuple[Callable[[int], nn.Module], Recipe]:
     known = REGISTRY[family(dataset)]
     if arch not in known:
         raise ValueError(f"unknown architecture {arch!r} for {dataset}: choose one of {', '.join(known)}")
@@ -74,10 +61,8 @@ def build(arch: str, dataset: str = "cifar10", num_classes: int | None = None) -
     Raises:
         ValueError: unknown architecture or data set, fewer than 1 class.
     """
-    builder, _ = _entry(arch, dataset)
+    builder, published = _entry(arch, dataset)
     num_classes = CLASSES[dataset] if num_classes is None else num_classes
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: at least 1 class is needed")
-    network = builder(num_classes)
-    network.arch, network.dataset = arch, dataset
-    return network
+    return Network(builder(num_classes), Facts(arch, dataset, num_classes, published))

@@ -1,100 +1,192 @@
-"""The network: a body of units, a pooling, a linear head. One class serves float, quantized and spiking networks."""
+"""The network: any module as a graph of units. One class serves float, quantized and spiking networks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from .unit import BasicBlock, Unit
+from .graph import INPUT, Graph, Part, live, mean_over_time
+from .trace import sharing_copy, trace
 
-
-@dataclass(frozen=True)
-class State:
-    """What lies between two sites: the tensor that goes on, and the input of the open block, if one is open."""
-
-    x: Tensor
-    residual: Tensor | None = None
+Values = dict[str, Any]  # what is alive between two parts, by name
 
 
 @dataclass(frozen=True)
-class Site:
-    """One step of a body: a unit, or a module without parameters such as Flatten.
+class Recipe:
+    """What is quantized; activations always get b uniform bits.
 
     Attributes:
-        opens_block: its input is the residual of the unit that follows.
-        joins: it adds the residual.
+        hidden: hidden weights get b-bit APoT levels (False: they stay float).
+        ends: weighted layers of the static and of the readout region get 8 bits.
+        threshold: initial clipping threshold of the activations.
+        fold: biases of convolutions in front of a batch normalisation go into its running mean, as published files have it.
     """
 
-    name: str
-    module: nn.Module
-    opens_block: bool = False
-    joins: bool = False
-
-    def __call__(self, state: State) -> State:
-        """Advance by this step."""
-        if self.joins:
-            return State(self.module(state.x, state.residual))
-        return State(self.module(state.x), state.x if self.opens_block else None)
+    hidden: bool = True
+    ends: bool = True
+    threshold: float = 6.0
+    fold: bool = False
 
 
-def mean_over_time(x: Tensor, time_steps: int) -> Tensor:
-    """Average x [T·B, ...], time-major, over its T steps -> [B, ...]; an ANN is the case T = 1."""
-    return x if time_steps == 1 else x.unflatten(0, (time_steps, -1)).mean(0)
-
-
-class Network(nn.Module):
-    """logits = head(pool(mean_T(body(images)))).
-
-    `time_steps` is 1 until conversion sets it to T: pooling and head are linear, so that they run once, on the mean
-    over T, and the logits [B, classes] of a spiking network are directly comparable with its ANN's.
+@dataclass(frozen=True)
+class Facts:
+    """What a network is, beside its tensors.
 
     Attributes:
-        arch, dataset, num_classes: what `models.build` was asked for.
+        arch, dataset, num_classes: what `models.build` was asked for; empty for a module of the user's.
+        recipe: what quantization does to it.
         bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
-        neuron, delay, start: set by conversion; `neuron` None is an ANN.
+        time_steps, neuron, delay, start: set by conversion; `neuron` None is an ANN, whose `time_steps` are 1.
         trainable_start: True for an import that lacks a threshold: it serves as a start for training only.
     """
 
-    def __init__(self, body: nn.Sequential, pool: nn.Module, head: nn.Linear):
+    arch: str = ""
+    dataset: str = ""
+    num_classes: int = 0
+    recipe: Recipe = Recipe()
+    bit: int = 32
+    weight_bit: int | None = None
+    time_steps: int = 1
+    neuron: str | None = None
+    delay: int = 0
+    start: float | None = None
+    trainable_start: bool = False
+
+
+def _fact(name: str) -> property:
+    return property(lambda network: getattr(network.facts, name), doc=f"`Facts.{name}`.")
+
+
+class Network(nn.Module):
+    """A module as a graph of units; its state_dict has the module's keys, and it shares the module's parameters.
+
+    Of a spiking network the readout runs on the mean over T, so that its outputs are directly comparable with its ANN's.
+
+    Args:
+        module: what torch.fx can trace; takes images [B, C, H, W], or what else its layers take.
+
+    Raises:
+        ValueError: it cannot be traced, has no ReLU, or something between its ReLUs is not affine; names what.
+    """
+
+    arch, dataset, num_classes = _fact("arch"), _fact("dataset"), _fact("num_classes")
+    bit, weight_bit, time_steps, neuron = _fact("bit"), _fact("weight_bit"), _fact("time_steps"), _fact("neuron")
+    delay, start, trainable_start = _fact("delay"), _fact("start"), _fact("trainable_start")
+
+    def __init__(self, module: nn.Module, facts: Facts | None = None):
         super().__init__()
-        self.body = body
-        self.pool = pool
-        self.head = head
-        self.arch, self.dataset, self.num_classes = "", "", head.out_features
-        self.bit, self.weight_bit = 32, None
-        self.time_steps, self.neuron, self.delay, self.start = 1, None, 0, None
-        self.trainable_start = False
+        copy, graph = trace(module)
+        self._modules, self._parameters, self._buffers = copy._modules, copy._parameters, copy._buffers
+        self._non_persistent_buffers_set = copy._non_persistent_buffers_set
+        self.training = module.training
+        self.graph, self.facts = Graph(copy, graph), facts or Facts()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to logits [B, classes]."""
-        return self.readout(self.body(images))
+    def copy(self, buffers: bool = False, **facts: Any) -> "Network":
+        """Return a network with layers of its own that shares the parameters (and the buffers), with some facts changed."""
+        network = sharing_copy(self, buffers)
+        network.facts = replace(self.facts, **facts)
+        return network
 
-    def readouts(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
-        total, means = 0.0, []
-        for steps, x in enumerate(self.body(images).unflatten(0, (self.time_steps, -1)), start=1):
-            total = total + x
-            means.append(self.pool(total / steps))
-        return self.head(torch.stack(means))
+    def forward(self, images: Tensor) -> Any:
+        """Map images [B, 3, H, W] to what the module puts out, as a rule logits [B, classes]."""
+        values = {INPUT: images}
+        for unit in self.graph.units:
+            values = self.advance(unit, values)
+        return self.finish(values)
 
-    def sites(self) -> list[Site]:
-        """Return the body step by step, so that a caller can stop at, or start from, any unit."""
-        sites = []
-        for name, module in self.body.named_children():
-            if isinstance(module, BasicBlock):
-                sites.append(Site(f"body.{name}.part1", module.part1, opens_block=True))
-                sites.append(Site(f"body.{name}.part2", module.part2, joins=True))
-            else:
-                sites.append(Site(f"body.{name}", module))
-        return sites
+    def run(self, part: Part, values: Values, time_steps: int | None = None) -> tuple[Any, Values]:
+        """Return a part's current (of the readout its output) and what it shares with later parts.
 
-    def readout(self, x: Tensor) -> Tensor:
-        """Map what the body puts out, [T·B, ...], to logits [B, classes]."""
-        return self.head(self.pool(mean_over_time(x, self.time_steps)))
+        Args:
+            time_steps: 1 for values that are means over time; None for those of this network.
+        """
+        steps = self.facts.time_steps if time_steps is None else time_steps
+        result, *shared = part.function(self._root(), steps, *(values[name] for name in part.inputs))
+        return result, dict(zip(part.shared, shared, strict=True))
 
-    def units(self) -> Iterator[tuple[str, Unit]]:
-        """Yield (name, unit) in forward order."""
-        for name, module in self.named_modules():
-            if isinstance(module, Unit):
-                yield name, module
+    def advance(self, unit: Part, values: Values) -> Values:
+        """Run a unit; return what is alive behind it."""
+        current, shared = self.run(unit, values)
+        return live({**values, **shared, unit.name: self.activation(unit.name)(current)}, unit)
+
+    def finish(self, values: Values) -> Any:
+        """Return the output for the values in front of the readout."""
+        return self.run(self.graph.readout, values)[0]
+
+    def activation(self, name: str) -> nn.Module:
+        """Return the activation of the unit `name`."""
+        return self.layer(self.graph.activations[name])
+
+    def layer(self, path: str) -> nn.Module:
+        """Return the layer at a path, whatever attributes the network itself has."""
+        first, _, rest = path.partition(".")
+        return self._modules[first].get_submodule(rest)
+
+    def tensor(self, path: str) -> Tensor:
+        """Return the parameter or buffer at a path."""
+        container, _, name = path.rpartition(".")
+        place = self.layer(container) if container else self
+        return place._parameters[name] if name in place._parameters else place._buffers[name]
+
+    def set_layer(self, path: str, layer: nn.Module) -> None:
+        """Put a layer at a path, in place of the one that is there."""
+        container, _, name = path.rpartition(".")
+        (self.layer(container) if container else self)._modules[name] = layer
+
+    def units(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield (name, activation) of each unit, in the order in which they run."""
+        for name in self.graph.activations:
+            yield name, self.activation(name)
+
+    def walk(self, images: Tensor) -> Iterator[tuple[Part, Values]]:
+        """Yield each part, the readout last, with the values in front of it."""
+        values = {INPUT: images}
+        for unit in self.graph.units:
+            yield unit, values
+            values = self.advance(unit, values)
+        yield self.graph.readout, values
+
+    def readouts(self, images: Tensor) -> Any:
+        """Map images [B, 3, H, W] to the outputs [T, B, ...] after the first T' = 1..T steps of output."""
+        *_, (_, values) = self.walk(images)
+        return self.early(lambda steps: {name: self.mean(name, value, steps) for name, value in values.items()})
+
+    def early(self, means: Any) -> Any:
+        """Return the outputs [T, B, ...] for `means(T')`, the values in front of the readout as means over T' = 1..T steps."""
+        found = [self.run(self.graph.readout, means(steps), 1)[0] for steps in range(1, self.time_steps + 1)]
+        return tree_map(lambda *outputs: torch.stack(outputs), *found)
+
+    def mean(self, name: str, value: Any, steps: int | None = None) -> Any:
+        """Return a value as its mean over the first steps, all by default; what time is not folded into as it is."""
+        if self.time_steps == 1 or not self.graph.flow.folded(self.graph.values[name]):
+            return value
+        train = value.unflatten(0, (self.time_steps, -1))
+        return mean_over_time(value, self.time_steps) if steps is None else train[:steps].mean(0)
+
+    def excerpt(self, unit: Part) -> nn.Module:
+        """Return the layers of a unit, its activation and what else it reads, themselves, at their paths."""
+        parameters = [node.target for node in unit.constants if node.op == "get_attr"]
+        return tree({path: self.layer(path) for path in (*unit.modules(), unit.activation)} | {
+            path: self.tensor(path) for path in parameters})
+
+    def _root(self) -> Any:
+        """Return where the parts find their layers: this network, unless a layer has the name of one of its attributes."""
+        own = {**self._modules, **self._parameters, **self._buffers}
+        return SimpleNamespace(**own) if any(hasattr(type(self), name) for name in own) else self
+
+
+def tree(leaves: dict[str, nn.Module | Tensor]) -> nn.Module:
+    """Return a module that holds layers and tensors at their paths."""
+    root = nn.Module()
+    for path, value in leaves.items():
+        *containers, name = path.split(".")
+        place = root
+        for container in containers:
+            place = place._modules.setdefault(container, nn.Module())
+        kinds = {nn.Module: place._modules, nn.Parameter: place._parameters, Tensor: place._buffers}
+        next(held for kind, held in kinds.items() if isinstance(value, kind))[name] = value
+    return root

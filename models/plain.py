@@ -4,14 +4,13 @@ from itertools import pairwise
 
 from torch import nn
 
-from .network import Network
-from .unit import conv_unit, linear_unit
+from .unit import Stack, conv_unit, linear_unit
 
 # A convolution is channels, or (channels, stride), or (channels, stride, kernel, padding).
 Conv = int | tuple[int, ...]
 
 
-def plain_network(convs: list[Conv], linears: list[int], num_classes: int) -> Network:
+def plain_network(convs: list[Conv], linears: list[int], num_classes: int) -> Stack:
     """Return conv units, then linear units of the given widths (the first one is the flattened input), then the head."""
     layers, channels = [], 3
     for conv in convs:
@@ -20,10 +19,10 @@ def plain_network(convs: list[Conv], linears: list[int], num_classes: int) -> Ne
         channels = width
     layers.append(nn.Flatten())
     layers += [linear_unit(a, b) for a, b in pairwise(linears)]
-    return Network(nn.Sequential(*layers), nn.Identity(), nn.Linear(linears[-1], num_classes))
+    return Stack(nn.Sequential(*layers), nn.Identity(), nn.Linear(linears[-1], num_classes))
 
 
-def init_vgg(network: Network) -> Network:
+def init_vgg(network: Stack) -> Stack:
     """Draw convolutions from N(0, 2 / fan_out) and linear layers from N(0, 0.01²), biases 0 (SPEC section 3)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -35,30 +34,30 @@ def init_vgg(network: Network) -> Network:
     return network
 
 
-def alex(num_classes: int) -> Network:
+def alex(num_classes: int) -> Stack:
     """AlexNet for 32x32 images."""
     return plain_network([96, (256, 2), (384, 2), 384, (256, 2)], [4096, 2048], num_classes)
 
 
-def vgg11(num_classes: int) -> Network:
+def vgg11(num_classes: int) -> Stack:
     """VGG-11 for 32x32 images."""
     convs = [64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)]
     return init_vgg(plain_network(convs, [2048, 4096, 4096], num_classes))
 
 
-def alexnet_imagenet(num_classes: int) -> Network:
+def alexnet_imagenet(num_classes: int) -> Stack:
     """AlexNet for 224x224 images: the max-poolings of the original became strides."""
     convs = [(64, 4, 11, 2), (192, 2, 5, 1), (384, 2, 3, 0), 256, (256, 2, 3, 0)]
     return plain_network(convs, [9216, 4096, 4096], num_classes)
 
 
-def vgg11_imagenet(num_classes: int) -> Network:
+def vgg11_imagenet(num_classes: int) -> Stack:
     """VGG-11 for 224x224 images."""
     convs = [(64, 2), (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2)]
     return init_vgg(plain_network(convs, [25088, 4096, 4096], num_classes))
 
 
-def vgg16_imagenet(num_classes: int) -> Network:
+def vgg16_imagenet(num_classes: int) -> Stack:
     """VGG-16 for 224x224 images."""
     convs = [64, (64, 2), 128, (128, 2), 256, 256, (256, 2), 512, 512, (512, 2), 512, 512, (512, 2)]
     return init_vgg(plain_network(convs, [25088, 4096, 4096], num_classes))

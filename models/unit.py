@@ -1,13 +1,10 @@
-"""The unit: what lies between two activations, and the block that joins two units with a residual."""
+"""What the networks by name are made of: a unit, a block that joins two with a residual, and their stack."""
 
 from torch import Tensor, nn
 
 
 class Unit(nn.Module):
     """activation(bn(conv(x)) + shortcut(residual)); the residual term only where one is given.
-
-    Quantization swaps `conv` and `activation`, conversion swaps `activation` for a neuron. Fine-tuning, error analysis
-    and the importer walk a network's units.
 
     Args:
         conv: Conv2d, or Linear for a hidden layer of the classifier.
@@ -22,16 +19,12 @@ class Unit(nn.Module):
         self.shortcut = shortcut
         self.activation = nn.ReLU()
 
-    def current(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return what reaches the activation [B, C, H, W]: the neuron's input current, the ANN's pre-activation."""
-        current = self.bn(self.conv(x))
-        if residual is None:
-            return current
-        return current + (residual if self.shortcut is None else self.shortcut(residual))
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return activations [B, C, H, W] (Linear: [B, C]); in a spiking network the batch is T·B, time-major."""
-        return self.activation(self.current(x, residual))
+        """Return activations [B, C, H, W] (Linear: [B, C])."""
+        current = self.bn(self.conv(x))
+        if residual is not None:
+            current = current + (residual if self.shortcut is None else self.shortcut(residual))
+        return self.activation(current)
 
 
 class Shortcut(nn.Module):
@@ -72,3 +65,17 @@ def conv_unit(in_channels: int, channels: int, kernel: int = 3, stride: int = 1,
 def linear_unit(in_features: int, features: int) -> Unit:
     """Return a hidden unit of the classifier."""
     return Unit(nn.Linear(in_features, features), nn.BatchNorm1d(features))
+
+
+class Stack(nn.Module):
+    """head(pool(body(images)))."""
+
+    def __init__(self, body: nn.Sequential, pool: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.body = body
+        self.pool = pool
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, H, W] to logits [B, classes]."""
+        return self.head(self.pool(self.body(images)))

@@ -1,14 +1,16 @@
 """Fit clips, thresholds and BN statistics of a freshly quantized network, without labels or gradients."""
 
 from contextlib import ExitStack
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
-from models import Network
+from models import NORMS, Network
 
 from .functional import nearest_level, quantize_activation
-from .layers import APoTWeight, QuantConv2d, QuantLinear, QuantReLU
+from .layers import APoTWeight, Quantized, QuantReLU
+from .levels import FLOAT_BITS
 
 CANDIDATES = 48
 SAMPLES = 2**17
@@ -23,14 +25,15 @@ def _sample(x: Tensor) -> Tensor:
     return x[torch.randint(x.numel(), (SAMPLES,), generator=generator, device=x.device)]
 
 
-def best_threshold(x: Tensor, steps: int) -> float:
-    """Return the θ that minimises Σ (max(x, 0) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
+def best_threshold(x: Tensor, steps: int, clip: float = inf) -> float:
+    """Return the θ that minimises Σ (min(max(x, 0), clip) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
 
     Args:
         x: pre-activations of any shape; 2^17 of them, drawn with a fixed seed, are looked at if there are more.
         steps: T = 2^b - 1.
+        clip: where the float activation is clipped; bounds θ.
     """
-    x = _sample(x).clamp(min=0)
+    x = _sample(x).clamp(min=0, max=clip)
     top = x.max()
     if not top > 0:
         return 1.0
@@ -54,16 +57,16 @@ def calibrate_(network: Network, images: Tensor) -> Network:
     """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
-    value of least squared error, each BN the statistics of this batch, each threshold the value of least squared error
-    for what that BN then puts out; later layers see the earlier ones already fitted.
+    value of least squared error, each BN behind a quantized weight the statistics of this batch, each threshold the value of
+    least squared error for what then reaches it; later layers see the earlier ones already fitted.
 
     Args:
-        network: a quantized network (of a float one only the BN statistics are re-estimated).
+        network: a quantized network (of a float one all BN statistics are re-estimated).
         images: [N, 3, H, W], training images; about a thousand are enough.
     """
     was_training = network.training
     network.eval()
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = fitted_norms(network)
     momenta = [norm.momentum for norm in norms]
     with ExitStack() as stack:
         for norm in norms:
@@ -73,7 +76,7 @@ def calibrate_(network: Network, images: Tensor) -> Network:
             if isinstance(module, QuantReLU):
                 hook = module.register_forward_pre_hook(_fit_threshold_)
                 stack.callback(hook.remove)
-            elif isinstance(module, QuantConv2d | QuantLinear) and isinstance(module.weight_quantizer, APoTWeight):
+            elif isinstance(module, Quantized) and isinstance(module.weight_quantizer, APoTWeight):
                 module.weight_quantizer.alpha.fill_(best_clip(module.weight, module.weight_quantizer))
         network(images)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -81,5 +84,17 @@ def calibrate_(network: Network, images: Tensor) -> Network:
     return network.train(was_training)
 
 
+def fitted_norms(network: Network) -> list[nn.Module]:
+    """Return the batch normalisations that read, through affine calls, a quantized weight: of a float network all."""
+    found, touched = {}, set()
+    for node in (node for part in network.graph.parts for node in part.nodes):
+        layer = network.layer(node.target) if node.op == "call_module" else None
+        if isinstance(layer, Quantized) or any(source in touched for source in node.all_input_nodes):
+            touched.add(node)
+        if isinstance(layer, NORMS) and layer.running_mean is not None and (network.bit == FLOAT_BITS or node in touched):
+            found[node.target] = layer
+    return list(found.values())
+
+
 def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:
-    relu.threshold.fill_(best_threshold(inputs[0], relu.time_steps))
+    relu.threshold.fill_(best_threshold(inputs[0], relu.time_steps, relu.clip))

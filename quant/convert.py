@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import nn
 
-from models import Network, recipe
+from models import Network
 
-from .layers import APoTWeight, EightBitWeight, QuantConv2d, QuantLinear, QuantReLU
+from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU
 from .levels import FLOAT_BITS, check_bits
+
+Filter = Callable[[nn.Module, str], bool]
 
 
 @dataclass(frozen=True)
@@ -33,29 +36,35 @@ def swap_(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None
 
 
 def config_for(network: Network, bit: int, weight_bit: int | None = None) -> QuantConfig:
-    """Return the published recipe at `bit` bits; `weight_bit` overrides it for the weights (32: all float)."""
-    published = recipe(network.arch, network.dataset)
+    """Return the network's recipe at `bit` bits; `weight_bit` overrides it for the weights (32: all float)."""
+    recipe = network.facts.recipe
     if weight_bit is None:
-        return QuantConfig(bit, bit if published.hidden else None, published.ends, published.threshold)
+        return QuantConfig(bit, bit if recipe.hidden else None, recipe.ends, recipe.threshold)
     quantized = check_bits(weight_bit, "weight_bit") != FLOAT_BITS
-    return QuantConfig(bit, weight_bit if quantized else None, quantized, published.threshold)
+    return QuantConfig(bit, weight_bit if quantized else None, quantized, recipe.threshold)
 
 
-def quantize_(network: Network, bit: int, weight_bit: int | None = None) -> Network:
-    """Swap, in place, the layers of a float network for `bit`-bit ones; parameters are shared, names are kept.
+def quantize_(network: nn.Module, bit: int, weight_bit: int | None = None, filter: Filter | None = None) -> Network:
+    """Return a float network with its layers swapped for `bit`-bit ones.
 
-    A convolution's bias is removed: BN behind it subtracts it again, so it moves into BN's running mean. New parameters
-    are the clips `conv.weight_quantizer.alpha` and the thresholds `activation.threshold`.
+    Parameters are shared with the given one, which stays usable and sees what is learned; names are kept. Weights of the
+    spiking region get `bit` bits, those before the first and behind the last activation 8, unless a recipe says otherwise.
+    Where the recipe says so, the bias of a convolution in front of a batch normalisation moves into the running mean:
+    BN(Wx + b; μ) = BN(Wx; μ - b). New parameters are the clips `weight_quantizer.alpha` of a layer and the `threshold` of an
+    activation.
 
     Args:
+        network: any module that `Network` takes.
         bit: 2 to 8; 32 leaves the network as it is.
-        weight_bit: bits of the hidden weights where the recipe of the architecture is to be overridden; below 32 the
-            ends get 8 bits, 32 keeps all weights float.
+        weight_bit: bits of the hidden weights where the recipe is to be overridden; below 32 the ends get 8 bits, 32 keeps
+            all weights float.
+        filter: called with each layer that has weights and its name; False keeps that layer float.
 
     Raises:
-        ValueError: bits out of range, or a network that is quantized or spiking already.
+        ValueError: bits out of range, a network that is quantized or spiking already, or one that `Network` refuses.
     """
     check_bits(bit)
+    network = network if isinstance(network, Network) else Network(network)
     if network.bit != FLOAT_BITS or network.neuron is not None:
         raise ValueError(f"the network is {network.bit}-bit already: quantize_ takes a float network")
     if bit == FLOAT_BITS:
@@ -63,33 +72,24 @@ def quantize_(network: Network, bit: int, weight_bit: int | None = None) -> Netw
             raise ValueError(f"weight_bit is {weight_bit} but bit is 32: quantized weights need quantized activations")
         return network
     config = config_for(network, bit, weight_bit)
-    for _, unit in network.units():
-        fold_conv_bias_(unit)
-    weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    ends = (weighted[0], weighted[-1])
-
-    def replacement(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, nn.ReLU):
-            relu = QuantReLU(config.activation_bits, config.threshold)
-            return relu.to(weighted[0].weight.device).train(module.training)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            return None
-        if any(module is end for end in ends):
-            quantizer = EightBitWeight() if config.ends_eight_bit else None
-        else:
-            quantizer = APoTWeight(config.hidden_bits) if config.hidden_bits else None
-        if quantizer is None:
-            return None
-        layer = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
-        return layer.from_float(module, quantizer)
-
-    swap_(network, replacement)
-    network.bit, network.weight_bit = bit, weight_bit
+    network = network.copy(bit=bit, weight_bit=weight_bit)
+    if network.facts.recipe.fold:
+        fold_biases_(network)
+    device = next((tensor.device for tensor in network.parameters()), None)
+    for path in network.graph.activations.values():
+        relu = network.layer(path)
+        quantized = QuantReLU(config.activation_bits, config.threshold, getattr(relu, "max_val", inf))
+        network.set_layer(path, quantized.to(device).train(relu.training))
+    for path, region in network.graph.regions.items():
+        layer, bits = network.layer(path), config.hidden_bits if region == "spiking" else config.ends_eight_bit
+        if bits and type(layer) in QUANTIZED and (filter is None or filter(layer, path)):
+            quantizer = APoTWeight(config.hidden_bits) if region == "spiking" else EightBitWeight()
+            network.set_layer(path, QUANTIZED[type(layer)].from_float(layer, quantizer))
     return network
 
 
 def dequantize_(network: Network) -> Network:
-    """Undo `quantize_` in place: float layers that share the parameters; clips and thresholds are dropped.
+    """Undo `quantize_`: return a network of float layers that share the parameters; clips and thresholds are dropped.
 
     Raises:
         ValueError: a spiking network.
@@ -99,17 +99,18 @@ def dequantize_(network: Network) -> Network:
 
     def replacement(module: nn.Module) -> nn.Module | None:
         if isinstance(module, QuantReLU):
-            return nn.ReLU().train(module.training)
-        return module.to_float() if isinstance(module, QuantConv2d | QuantLinear) else None
+            relu = nn.ReLU() if module.clip == inf else nn.Hardtanh(0.0, module.clip)
+            return relu.train(module.training)
+        return module.to_float() if isinstance(module, Quantized) else None
 
+    network = network.copy(bit=FLOAT_BITS, weight_bit=None)
     swap_(network, replacement)
-    network.bit, network.weight_bit = FLOAT_BITS, None
     return network
 
 
 @torch.no_grad()
 def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Network:
-    """Take a float or quantized network, in place, to another bit-width; clips and thresholds that go on are kept.
+    """Return a float or quantized network at another bit-width; parameters are shared, clips and thresholds that go on are kept.
 
     Raises:
         ValueError: bits out of range, a spiking network, or a quantized one that is to become float.
@@ -117,7 +118,7 @@ def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Ne
     if bit == FLOAT_BITS and network.bit != FLOAT_BITS:
         raise ValueError(f"the network is {network.bit}-bit: a float network starts from a float one")
     clips = {name: p for name, p in network.named_parameters() if name.endswith((".alpha", ".threshold"))}
-    quantize_(dequantize_(network), bit, weight_bit)
+    network = quantize_(dequantize_(network), bit, weight_bit)
     for name, parameter in network.named_parameters():
         if name in clips:
             parameter.copy_(clips[name])
@@ -125,8 +126,10 @@ def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Ne
 
 
 @torch.no_grad()
-def fold_conv_bias_(unit: nn.Module) -> None:
-    """Move a convolution's bias b into BN's running mean: BN(Wx + b; μ) = BN(Wx; μ - b)."""
-    if isinstance(unit.conv, nn.Conv2d) and unit.conv.bias is not None:
-        unit.bn.running_mean -= unit.conv.bias
-        unit.conv.bias = None
+def fold_biases_(network: Network) -> None:
+    """Move, in place, the bias of each convolution that only a batch normalisation reads into its running mean."""
+    for norm, path in network.graph.norms.items():
+        layer, bn = network.layer(path), network.layer(norm)
+        if not isinstance(layer, nn.Linear) and layer.bias is not None:
+            bn.running_mean -= layer.bias
+            layer.bias = None

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from models import Network
+
 from .layers import APoTWeight, EightBitWeight
 
 POSITIVE = (".threshold", ".alpha")
@@ -41,14 +43,20 @@ def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
             yield f"{name} holds NaN or infinity"
         if name.endswith(POSITIVE) and not tensor > 0:
             yield f"{name} is {tensor.item():g}, but must be positive"
+
+    def read_layer(norm: str) -> nn.Module | None:
+        path = network.graph.norms.get(norm) if isinstance(network, Network) else None
+        return None if path is None else network.layer(path)
+
     for name, module in network.named_modules():
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, APoTWeight) and not module.weight.std() > 0:
             yield f"{name}.weight has no variance, all its values are {module.weight.flatten()[0]:g}"
         if isinstance(quantizer, EightBitWeight) and not module.weight.max() > 0:
             yield f"{name}.weight has the maximum {module.weight.max():g}, but 8 bits need a positive one"
-        if statistics and isinstance(getattr(getattr(module, "bn", None), "running_var", None), Tensor):
-            yield from _variance_faults(f"{name}.bn", module.bn, getattr(module.conv, "bias", None))
+        if statistics and isinstance(getattr(module, "running_var", None), Tensor):
+            layer = read_layer(name)
+            yield from _variance_faults(name, module, None if layer is None else layer.bias)
 
 
 def _variance_faults(name: str, bn: nn.Module, bias: Tensor | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -41,64 +42,69 @@ class EightBitWeight(nn.Module):
         return quantize_eight_bit(weight)
 
 
-class QuantConv2d(nn.Conv2d):
-    """Conv2d whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
+class Quantized:
+    """A layer whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
 
     frozen: Tensor | None = None
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, quantizer: nn.Module) -> "QuantConv2d":
-        """Return a quantized layer that shares the parameters of `conv`."""
-        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                    conv.groups, conv.bias is not None, conv.padding_mode, device="meta")
-        layer.weight_quantizer = quantizer.to(conv.weight.device)
-        return _adopt(layer, conv)
+    def from_float(cls, layer: nn.Module, quantizer: nn.Module) -> nn.Module:
+        """Return a quantized layer that shares the parameters of `layer`."""
+        quantized = _adopt(cls, layer)
+        quantized.weight_quantizer = quantizer.to(layer.weight.device)
+        return quantized
 
-    def to_float(self) -> nn.Conv2d:
+    def to_float(self) -> nn.Module:
         """Return a float layer that shares the parameters."""
-        layer = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-                          self.groups, self.bias is not None, self.padding_mode, device="meta")
-        return _adopt(layer, self)
+        layer = _adopt(next(kind for kind, quantized in QUANTIZED.items() if type(self) is quantized), self)
+        del layer.weight_quantizer  # of the float layer alone: `_adopt` copies what holds it
+        return layer
 
+
+class _QuantConv(Quantized):
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, in_channels, H, W] to [B, out_channels, H', W']."""
+        """Map x [B, in_channels, ...] to [B, out_channels, ...]."""
         return self._conv_forward(x, _quantized(self), self.bias)
 
 
-class QuantLinear(nn.Linear):
-    """Linear layer whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """A quantized Conv1d."""
 
-    frozen: Tensor | None = None
 
-    @classmethod
-    def from_float(cls, linear: nn.Linear, quantizer: nn.Module) -> "QuantLinear":
-        """Return a quantized layer that shares the parameters of `linear`."""
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        layer.weight_quantizer = quantizer.to(linear.weight.device)
-        return _adopt(layer, linear)
+class QuantConv2d(_QuantConv, nn.Conv2d):
+    """A quantized Conv2d."""
 
-    def to_float(self) -> nn.Linear:
-        """Return a float layer that shares the parameters."""
-        return _adopt(nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta"), self)
+
+class QuantConv3d(_QuantConv, nn.Conv3d):
+    """A quantized Conv3d."""
+
+
+class QuantLinear(Quantized, nn.Linear):
+    """A quantized linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, in_features] to [B, out_features]."""
+        """Map x [B, ..., in_features] to [B, ..., out_features]."""
         return F.linear(x, _quantized(self), self.bias)
 
 
-def _adopt(layer: nn.Module, source: nn.Module) -> nn.Module:
-    layer.weight, layer.bias = source.weight, source.bias
-    return layer.train(source.training)
+QUANTIZED = {nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d, nn.Conv3d: QuantConv3d, nn.Linear: QuantLinear}
 
 
-def _quantized(layer: QuantConv2d | QuantLinear) -> Tensor:
+def _adopt(kind: type[nn.Module], source: nn.Module) -> nn.Module:
+    """Return a layer of another class with the attributes of `source`, and its Parameter objects."""
+    layer = kind.__new__(kind)
+    layer.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in source.__dict__.items()}
+    return layer
+
+
+def _quantized(layer: Quantized) -> Tensor:
     return layer.weight_quantizer(layer.weight) if layer.frozen is None else layer.frozen
 
 
 @contextmanager
 def quantized_once(network: nn.Module) -> Iterator[None]:
     """Quantize each weight once for all forward passes inside, which must not train the network."""
-    layers = [module for module in network.modules() if isinstance(module, QuantConv2d | QuantLinear)]
+    layers = [module for module in network.modules() if isinstance(module, Quantized)]
     try:
         with torch.no_grad():
             for layer in layers:
@@ -109,18 +115,30 @@ def quantized_once(network: nn.Module) -> Iterator[None]:
             layer.frozen = None
 
 
-class QuantReLU(nn.Module):
-    """ReLU clipped at a learned threshold θ and rounded to T = 2^b - 1 uniform steps."""
+def shifted(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x [B, C, ...] + bias [C]."""
+    return x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))
 
-    def __init__(self, bits: int, threshold: float):
+
+class QuantReLU(nn.Module):
+    """ReLU clipped at a learned threshold θ and rounded to T = 2^b - 1 uniform steps.
+
+    Args:
+        threshold: θ at the start.
+        clip: where the float activation was clipped; bounds θ when it is fitted.
+        bias: [C], what calibration added where no layer had a bias for it.
+    """
+
+    def __init__(self, bits: int, threshold: float, clip: float = inf, bias: nn.Parameter | None = None):
         super().__init__()
-        self.bits = bits
+        self.bits, self.clip = bits, clip
         self.time_steps = time_steps(bits)
-        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+        self.threshold = nn.Parameter(torch.tensor(float(min(threshold, clip))))
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return values in {0, θ/T, ..., θ}, of the shape of x."""
-        return quantize_activation(x, self.threshold, self.time_steps)
+        return quantize_activation(shifted(x, self.bias), self.threshold, self.time_steps)
 
     def extra_repr(self) -> str:
         """Describe bits and threshold."""

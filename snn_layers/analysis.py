@@ -36,14 +36,13 @@ class LayerMonitor:
     def __init__(self, ann: Network, snn: Network | Deployed):
         self.time_steps = snn.time_steps
         self.activations: dict[str, Tensor] = {}
-        neurons = {name: unit.neuron if isinstance(snn, Deployed) else unit.activation for name, unit in snn.units()}
-        self.thresholds = {name: torch.as_tensor(neuron.threshold).item() for name, neuron in neurons.items()}
+        self.thresholds = {name: torch.as_tensor(neuron.threshold).item() for name, neuron in snn.units()}
         self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network puts out s + zero, another one s·θ
         self.sums = {name: torch.zeros(4, dtype=torch.float64) for name in self.thresholds}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
-            for name, unit in network.units():
-                hook = unit.register_forward_hook(lambda _, __, output, name=name, record=record: record(name, output))
+            for name, neuron in network.units():
+                hook = neuron.register_forward_hook(lambda _, __, output, name=name, record=record: record(name, output))
                 self.stack.callback(hook.remove)
 
     def __enter__(self) -> "LayerMonitor":

@@ -3,25 +3,29 @@
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from models import Network, State, Unit
-from quant import quantized_once, time_steps
+from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
+from models.affine import POOLS
+from models.trace import call_name
+from quant import quantized_once
 
 from .convert import own_parameters_
 from .deploy import deploy
-from .states import Packed, advance, spikes_as_bytes, unpacked
+from .normal_form import SAME
+from .states import advance, spikes_as_bytes, unpacked
 
 CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory
 
 
 @torch.no_grad()
 def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3) -> Network:
-    """Shift the BN biases of a spiking network, in place, towards its ANN's mean activations; no labels, no gradients.
+    """Shift the biases of a spiking network, in place, towards its ANN's mean activations; no labels, no gradients.
 
     Per hidden unit in forward order, `rounds` times:  β_c += mean over images and positions of (a_c - θ·rate_c), a the
     ANN's activation. A shift of the current by δ moves the rate by δ where a neuron neither rests nor saturates, by less
-    elsewhere, hence more than one round. Later units see the earlier ones already shifted.
+    elsewhere, hence more than one round. Later units see the earlier ones already shifted. β is the bias of the batch
+    normalisation or layer in front of the neuron that only this unit reads; where there is none, the neuron gets one.
 
     Args:
         snn: the network; it gets parameters of its own, the ANN stays as it is.
@@ -33,19 +37,43 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
     """
     own_parameters_(snn)
     ann = deepcopy(ann).eval()
-    deployed, ann_sites = deploy(snn, compile=False), ann.sites()
-    spikes = [State(chunk) for chunk in images.split(CHUNK)]
-    activations: list[State | Packed] = list(spikes)
+    deployed = deploy(snn, compile=False)
+    spikes: list[Values] = [{INPUT: chunk} for chunk in images.split(CHUNK)]
+    activations = list(spikes)
     with quantized_once(ann):
-        for index, site in enumerate(snn.sites()):
-            activations = [advance(state, ann_sites, index, index + 1, time_steps(ann.bit)) for state in activations]
-            for _ in range(rounds if isinstance(site.module, Unit) and index > 0 else 0):
-                shift = torch.zeros_like(site.module.bn.bias)
+        for unit in snn.graph.units:
+            activations = [advance(ann, unit, values) for values in activations]
+            for _ in range(0 if unit.encodes else rounds):
+                shift = 0
                 for before, target in zip(spikes, activations, strict=True):
-                    fired = deployed.advance(before, index, index + 1)
-                    error = unpacked(target).x - deployed.sites[index].module.neuron.rate(fired.x)
-                    shift += error.transpose(0, 1).flatten(1).mean(1) * len(error) / len(images)
-                site.module.bn.bias += shift
-                deployed.update_(index, site.module)
-            spikes = [spikes_as_bytes(deployed.advance(state, index, index + 1)) for state in spikes]
+                    _, fired = deployed.step(unit, before)
+                    error = unpacked(target[unit.name]) - deployed.neuron(unit.name).rate(fired)
+                    shift = shift + error.transpose(0, 1).flatten(1).mean(1) * len(error) / len(images)
+                shift_(snn, unit, shift, error.dim())
+                deployed.update_(snn, unit)
+            spikes = [spikes_as_bytes(deployed.step(unit, values)[0], deployed.index) for values in spikes]
     return snn
+
+
+def shift_(snn: Network, unit: Part, shift: Tensor, dimensions: int) -> None:
+    """Add `shift` [C] to the bias of a unit's current [B, C, ...], which has so many dimensions, in place."""
+    neuron, path = snn.activation(unit.name), bias_of(snn, unit, unit.result)
+    layer = neuron if path is None or (isinstance(snn.layer(path), nn.Linear) and dimensions != 2) else snn.layer(path)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(shift))
+    layer.bias += shift
+
+
+def bias_of(snn: Network, unit: Part, node: fx.Node) -> str | None:
+    """Return the path of the layer whose bias adds to a node, channel by channel, and to nothing else; None if there is none."""
+    if node not in unit.nodes or len(node.users) > 1:
+        return None
+    layer = snn.layer(node.target) if node.op == "call_module" else None
+    if isinstance(layer, (*NORMS, *WEIGHTED)):
+        return node.target if layer.bias is not None and snn.graph.calls(node.target) == 1 else None
+    if isinstance(layer, (*SAME, *POOLS)):
+        return bias_of(snn, unit, node.args[0])
+    if layer is None and call_name(node) == "add":
+        inputs = [value for value in node.args if isinstance(value, fx.Node)]
+        return next((path for path in (bias_of(snn, unit, value) for value in inputs) if path is not None), None)
+    return None

@@ -1,11 +1,9 @@
 """The second swap: quantized ReLUs for integrate-and-fire neurons."""
 
-from copy import deepcopy
-
 from torch import nn
 
 from models import Network
-from quant import FLOAT_BITS, QuantReLU, check_values, swap_, time_steps
+from quant import FLOAT_BITS, check_values, time_steps
 
 from .functional import HALF
 from .neuron import IFNeuron
@@ -18,7 +16,7 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
                start: float = HALF) -> Network:
     """Return the spiking network of a quantized one; the parameters are shared, the input is kept.
 
-    It maps images [B, 3, H, W] to logits [B, classes], the mean over T. The first neuron integrates a constant current,
+    It maps images [B, 3, H, W] to logits [B, classes], the mean over T. A neuron whose current is static integrates a constant,
     so it rounds exactly and never waits; with a `delay` every other neuron does.
 
     Args:
@@ -50,33 +48,26 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
     if start not in (0, HALF):
         raise ValueError(f"start is {start}: choose 0 or {HALF} thresholds")
     check_values(network)
-    shared = (*network.parameters(), *network.buffers())
-    spiking = deepcopy(network, {id(tensor): tensor for tensor in shared})
-    first = next(module for module in spiking.modules() if isinstance(module, QuantReLU))
-
-    def replacement(module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, QuantReLU):
-            return None
-        encodes = module is first
-        return IFNeuron.from_quantized(module, steps, neuron == "signed", 0 if encodes else delay, encodes, start)
-
-    swap_(spiking, replacement)
+    spiking = network.copy(buffers=True, neuron=neuron, delay=delay, time_steps=steps, start=start)
+    for unit in spiking.graph.units:
+        relu, waits = spiking.layer(unit.activation), 0 if unit.encodes else delay
+        spiking.set_layer(unit.activation, IFNeuron.from_quantized(relu, steps, neuron == "signed", waits, unit.encodes, start))
     for module in spiking.modules():
         if isinstance(module, StepNorm):
             module.time_steps = steps
-    spiking.neuron, spiking.delay, spiking.time_steps, spiking.start = neuron, delay, steps, start
     return spiking.eval()
 
 
 def own_parameters_(network: Network) -> None:
     """Give a network parameters and buffers of its own, in place: tuning it leaves the ANN that it shared them with as it was."""
+    own = {parameter: nn.Parameter(parameter.detach().clone()) for parameter in network.parameters()}
     for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(parameter.detach().clone()))
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            module._parameters[name] = own[parameter]
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.clone())
+            module._buffers[name] = buffer.clone()
 
 
 def latency(network: Network) -> int:
-    """Return the steps from the first input to the last output: T + d · (layers that wait)."""
-    return network.time_steps + sum(module.delay for module in network.modules() if isinstance(module, IFNeuron))
+    """Return the steps from the first input to the last output: T + d · (neurons that wait on the longest path)."""
+    return network.time_steps + network.delay * network.graph.readout.waiting

@@ -1,94 +1,120 @@
 """Fast inference: `deploy` turns a spiking network into one that computes the same spikes without the layers' detours."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from models import Network, State, Unit
+from models import INPUT, Network, Part, Values, live
 from quant import APoTWeight
 
-from .deployed_units import Convolution, EncodingUnit, FusedNeuron, SpikingUnit
+from .deployed_units import Convolution, ExactUnit, Excerpt, SpikingUnit
 from .integer import LARGEST, FloatConv, IntegerConv
-from .states import run
+from .normal_form import normal_form
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 
 
 class Deployed(nn.Module):
-    """A spiking network for inference: images [B, 3, H, W] to logits [B, classes], the mean over T; see `deploy`."""
+    """A spiking network for inference: images [B, 3, H, W] to logits [B, classes], the mean over T; see `deploy`.
+
+    A value of a unit is spikes + zero [T·B, ...]; what else units share is in float64.
+    """
 
     def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool):
         super().__init__()
-        self.time_steps, self.chunk, self.zero = snn.time_steps, chunk, convolution.zero
+        self.graph, self.time_steps, self.chunk, self.zero = snn.graph, snn.time_steps, chunk, convolution.zero
         self.convolution, self.fused = convolution, fused
-        self.sites = snn.sites()
-        self.body = nn.ModuleList(site.module for site in self.sites)
-        for index, site in enumerate(self.sites):
-            if isinstance(site.module, Unit):
-                self.update_(index, site.module)
-        self.pool, self.head = snn.pool, nn.Linear(snn.head.in_features, snn.head.out_features, device="meta")
-        quantizer = getattr(snn.head, "weight_quantizer", nn.Identity())
-        self.head.weight = nn.Parameter(quantizer(snn.head.weight).detach().float().clone())
-        self.head.bias = nn.Parameter(snn.head.bias.detach().float().clone())
+        self.body = nn.ModuleList(nn.Identity() for _ in snn.graph.units)
+        self.index = {unit.name: index for index, unit in enumerate(snn.graph.units)}
+        self.thetas = {name: neuron.threshold.item() for name, neuron in snn.units()}
+        self.channels: dict[str, int] = {}
+        for unit in snn.graph.units:
+            self.update_(snn, unit)
+        self.head = Excerpt(snn, snn.graph.readout, torch.float32)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def update_(self, index: int, unit: Unit) -> None:
-        """Take over what the unit at a site has learned, in place; its threshold stays."""
-        thetas = [neuron.threshold for neuron in self._neurons(index)]
-        if thetas:
-            residual_theta = thetas[-2] if self.sites[index].joins else None
-            module = SpikingUnit(unit, thetas[-1], residual_theta, self.convolution, self.fused)
+    def update_(self, snn: Network, unit: Part) -> None:
+        """Take over what a unit has learned, in place; its threshold stays.
+
+        This is where a unit chooses its implementation: a module that maps the values in the order of `unit.inputs` to a tuple
+        of its spikes and of the values `unit.shared`, and has a `FusedNeuron` as `neuron`. For units in normal form
+        `convolution` says how spikes are stored (`zero`, `dtype`) and is called with numerators and `Geometry`.
+        """
+        form = normal_form(snn, unit, self.channels)
+        if form is None:
+            self.body[self.index[unit.name]] = ExactUnit(snn, unit, self.thetas, self.convolution, self.fused)
         else:
-            module = EncodingUnit(unit, self.convolution, self.fused)
-        self.sites[index], self.body[index] = replace(self.sites[index], module=module), module
+            self.body[self.index[unit.name]] = SpikingUnit(snn, unit, form, self.thetas, self.convolution, self.fused)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to logits [B, classes]."""
-        *_, last = self._neurons(len(self.sites))
-        return self._logits(torch.cat([self.pool(last.rate(spikes)) for spikes in self._outputs(images)]))
+        """Map images [B, 3, H, W] to logits [B, classes].
+
+        Raises:
+            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
+        """
+        found = [self._read(self.means(self.advance({INPUT: part}))) for part in self.parts(images)]
+        return tree_map(lambda *outputs: torch.cat(outputs), *found)
 
     @torch.inference_mode()
     def readouts(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
-        *_, last = self._neurons(len(self.sites))
-        pooled = [self.pool(last.rates(spikes).flatten(0, 1)) for spikes in self._outputs(images)]
-        return self._logits(torch.cat([part.unflatten(0, (self.time_steps, -1)) for part in pooled], 1))
+        found = [self._early(self.advance({INPUT: part})) for part in self.parts(images)]
+        return tree_map(lambda *outputs: torch.cat(outputs, 1), *found)
+
+    def _early(self, values: Values) -> Tensor:
+        rates = {name: self.neuron(name).rates(value) for name, value in values.items() if name in self.index}
+        found = [self._read({name: rates[name][steps - 1] if name in rates else self.mean(name, value, steps)
+                             for name, value in values.items()}) for steps in range(1, self.time_steps + 1)]
+        return tree_map(lambda *outputs: torch.stack(outputs), *found)
 
     @torch.no_grad()
     def firing_rates(self, images: Tensor) -> dict[str, Tensor]:
         """Return the mean output θ · firing rate [B, ...] of each unit, by name."""
         rates: dict[str, list[Tensor]] = {}
         for part in self.parts(images):
-            state = State(part)
-            for index, site in enumerate(self.sites):
-                state = self.advance(state, index, index + 1)
-                if hasattr(site.module, "neuron"):
-                    rates.setdefault(site.name, []).append(site.module.neuron.rate(state.x))
+            values = {INPUT: part}
+            for unit in self.graph.units:
+                values, spikes = self.step(unit, values)
+                rates.setdefault(unit.name, []).append(self.neuron(unit.name).rate(spikes))
         return {name: torch.cat(parts) for name, parts in rates.items()}
 
     @torch.no_grad()
-    def advance(self, state: State, start: int, stop: int) -> State:
-        """Run the sites [start, stop): a state is images, or spikes + zero [T·B, ...] as a unit puts them out."""
-        with torch.autocast(state.x.device.type, enabled=False):  # half precision has too few bits for the sums
-            return run(self.sites[start:stop], state)
+    def step(self, unit: Part, values: Values) -> tuple[Values, Tensor]:
+        """Run a unit; return the values that are alive behind it, and its spikes."""
+        with torch.autocast(values[unit.inputs[0]].device.type, enabled=False):  # half precision has too few bits for the sums
+            spikes, *shared = self.body[self.index[unit.name]](*(values[name] for name in unit.inputs))
+        return live(values | dict(zip(unit.shared, shared, strict=True)) | {unit.name: spikes}, unit), spikes
 
     @torch.no_grad()
-    def mean_input(self, state: State, index: int) -> State:
-        """Return the state in front of a site as firing rates times θ, x̄ [B, ...]: what an ANN's unit takes."""
-        *before, neuron = self._neurons(index)
-        # An open block's residual is what the unit before the last one put out.
-        return State(neuron.rate(state.x), None if state.residual is None else before[-1].rate(state.residual))
+    def advance(self, values: Values, start: int = 0, stop: int | None = None) -> Values:
+        """Run the units [start, stop) on what is alive in front of them."""
+        if INPUT in values:
+            check_images(values[INPUT])
+        for unit in self.graph.units[start:stop]:
+            values, _ = self.step(unit, values)
+        return values
+
+    @torch.no_grad()
+    def means(self, values: Values) -> Values:
+        """Return values as means over time, [B, ...]: what an ANN's units take."""
+        return {name: self.mean(name, value) for name, value in values.items()}
+
+    def mean(self, name: str, value: Tensor, steps: int | None = None) -> Tensor:
+        """Return a value as its mean over the first steps, all by default; what time is not folded into as it is."""
+        if name in self.index:
+            return self.neuron(name).rate(value)
+        if self.graph.flow.folded(self.graph.values[name]):
+            value = value.unflatten(0, (self.time_steps, -1))[:steps].mean(0)
+        return value.float()
 
     @torch.inference_mode()
-    def finish(self, state: State, index: int) -> Tensor:
-        """Return the logits [B, classes] for a state in front of a site."""
-        end = len(self.sites)
-        return self._logits(self.pool(self.mean_input(self.advance(state, index, end), end).x))
+    def finish(self, values: Values, index: int) -> Tensor:
+        """Return the logits [B, classes] for the values in front of a unit."""
+        return self._read(self.means(self.advance(values, index)))
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
         """Split images into those that go through the network at a time."""
@@ -97,36 +123,46 @@ class Deployed(nn.Module):
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
         if images.device.type != "cpu":
-            return len(images)
-        first = self.body[0]
-        values = self.time_steps * len(first.weight) * math.prod(images.shape[2:]) // math.prod(first.geometry.stride)
-        return max(1, WORKING_SET // (values * (4 + first.neuron.dtype.itemsize)))
+            return max(1, len(images))
+        _, spikes = self.step(self.graph.units[0], {INPUT: images[:1]})
+        return max(1, WORKING_SET // max(1, spikes.numel() * (4 + spikes.element_size())))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (name, unit) in forward order; `unit.neuron.decode` makes s·θ of what a unit puts out."""
-        for site in self.sites:
-            if hasattr(site.module, "neuron"):
-                yield site.name, site.module
+        """Yield (name, neuron) of each unit; `decode` makes s·θ of what it puts out."""
+        for name in self.index:
+            yield name, self.neuron(name)
 
-    def _outputs(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield what the body puts out, part by part."""
-        for part in self.parts(images):
-            yield self.advance(State(part), 0, len(self.sites)).x
+    def neuron(self, name: str) -> nn.Module:
+        """Return the neuron of a unit."""
+        return self.body[self.index[name]].neuron
 
-    def _logits(self, pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, enabled=False):
-            return self.head(pooled)
+    def exact_units(self) -> list[str]:
+        """Return the names of the units that see spikes, have no normal form and run in float64."""
+        pairs = zip(self.graph.units, self.body, strict=True)
+        return [unit.name for unit, module in pairs if isinstance(module, ExactUnit) and not unit.encodes]
 
-    def _neurons(self, index: int) -> list[FusedNeuron]:
-        return [site.module.neuron for site in self.sites[:index] if hasattr(site.module, "neuron")]
+    def _read(self, means: Values) -> Tensor:
+        readout = self.graph.readout
+        with torch.autocast(means[readout.inputs[0]].device.type, enabled=False):
+            return self.head(1, *(means[name] for name in readout.inputs))[0]
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ValueError for what no neuron can count: integers, no image, NaN or infinity."""
+    if not images.is_floating_point() or images.dim() < 2 or len(images) == 0:
+        raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
+                         "[B, 3, H, W] are needed")
+    if not torch.isfinite(images).all():
+        raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
 
 
 @torch.no_grad()
 def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, compile: bool = True) -> Deployed:
     """Return a network for inference that fires the same spikes; later changes of `snn` do not reach it.
 
-    Weights are quantized once, as integers; convolutions see spikes as integers; scale, bias, residual and neuron are one
-    pass over the accumulators, which are exact. The spikes are those of `snn` in float64, while `snn` in float32
+    A unit in normal form, Σ_k scale_k · conv_k(spikes_k) + bias, convolves spikes as integers with weights as integers, which is
+    exact; scales, bias and neuron are one pass over the accumulators. Another unit runs as it is, in float64, with the same
+    neuron: `Deployed.exact_units` names them. The spikes are those of `snn` in float64, while `snn` in float32
     rounds its currents and now and then lets a spike at the threshold fire a step early or late. Where hidden weights
     are float (resnet18, ImageNet's recipes) the accumulators are rounded too.
 
@@ -142,12 +178,12 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     if snn.neuron is None:
         raise ValueError("the network does not spike: deploy takes what to_spiking returns")
     if integer is None:
-        integer = all(fits_bytes(unit.conv) for _, unit in list(snn.units())[1:])
-    on_cpu = snn.head.weight.device.type == "cpu"
+        integer = all(fits_bytes(snn.layer(path)) for path, region in snn.graph.regions.items() if region == "spiking")
+    on_cpu = next(snn.parameters()).device.type == "cpu"
     return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compile)
 
 
-def fits_bytes(conv: nn.Module) -> bool:
+def fits_bytes(layer: nn.Module) -> bool:
     """Return whether the weights are integers within ±127 times a step."""
-    quantizer = getattr(conv, "weight_quantizer", None)
+    quantizer = getattr(layer, "weight_quantizer", None)
     return isinstance(quantizer, APoTWeight) and quantizer.denominator <= LARGEST

@@ -1,46 +1,21 @@
-"""The units of a deployed network: convolutions of integers, and the fused neuron behind them."""
+"""The units of a deployed network: convolutions of integers with the fused neuron behind them, or affine calls in float64."""
+
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import Unit
-from quant import APoTWeight, compiled
+from models import NORMS, WEIGHTED, Network, Part, moving, tree
+from quant import compiled
 
 from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
-from .integer import FloatConv, Geometry, IntegerConv
+from .integer import FloatConv, IntegerConv
 from .neuron import IFNeuron
+from .normal_form import Affine, normalization
 
 Convolution = type[FloatConv] | type[IntegerConv]
-
-
-def weight_integers(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return (numerators, step) with quantized weight = step · numerators, as [C', C, k, k] and a float64 scalar.
-
-    Weights that are not APoT-quantized are their own numerators; a linear layer is a 1x1 convolution.
-    """
-    quantizer = getattr(conv, "weight_quantizer", nn.Identity())
-    step = torch.ones((), dtype=torch.float64, device=conv.weight.device)
-    if isinstance(quantizer, APoTWeight):
-        step = quantizer.alpha.detach().double() / quantizer.denominator
-        weight = (quantizer(conv.weight).detach().double() / step).round()
-    else:
-        weight = quantizer(conv.weight.detach().double())  # 8-bit weights: in float32 their product with the step is rounded
-    return (weight[..., None, None] if weight.dim() == 2 else weight), step
-
-
-def normalization(bn: nn.Module, conv_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return gain and bias, float64, with bn(x + conv_bias) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
-    gain = bn.weight.detach().double() / (bn.running_var.double() + bn.eps).sqrt()
-    mean = bn.running_mean.double() - (0 if conv_bias is None else conv_bias.detach().double())
-    return gain, bn.bias.detach().double() - mean * gain
-
-
-def float64_constants(neuron: IFNeuron, channels: int) -> Tensor:
-    """Return the constants of `fire` [4, 2, C] for currents in float64, which one number holds whole, with bias and factor 0."""
-    constants = neuron.threshold.new_zeros(4, 2, channels, dtype=torch.float64)
-    constants[0, 0], constants[3, 0] = neuron.threshold.detach(), RETRACTION
-    return constants
 
 
 class FusedNeuron(nn.Module):
@@ -59,17 +34,17 @@ class FusedNeuron(nn.Module):
         self.zero, self.dtype, self.threshold = convolution.zero, convolution.dtype, neuron.threshold.item()
         self.fused, self.start = fused, neuron.start
 
-    def forward(self, accumulator: Tensor, second: Tensor | None) -> Tensor:
-        """Map [T·B, C, H, W], or [B, C, H, W] if the neuron encodes, to spikes + zero [T·B, C, H, W]."""
-        def rows(x: Tensor) -> Tensor:  # [T, B·H·W, C]
-            return x.permute(0, 2, 3, 1).reshape(1 if self.encodes else self.time_steps, -1, x.shape[1])
+    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
+        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
+        def rows(x: Tensor) -> Tensor:  # [T, B·..., C]
+            return x.expand_as(accumulator).movedim(1, -1).reshape(1 if self.encodes else self.time_steps, -1, accumulator.shape[1])
 
-        _, channels, height, width = accumulator.shape
+        _, channels, *places = accumulator.shape
         function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
         spikes = (compiled(function) if self.fused else function)(
             rows(accumulator), None if second is None else rows(second), *constants, self.time_steps, self.signed, self.delay,
-            self.zero, self.dtype, self.start)
-        return spikes.view(-1, height, width, channels).permute(0, 3, 1, 2)
+            self.zero, self.dtype, self.start, *map(rows, others))
+        return spikes.view(-1, *places, channels).movedim(-1, 1)
 
     def decode(self, spikes: Tensor) -> Tensor:
         """Return s·θ for what `forward` put out, as `IFNeuron` does."""
@@ -92,78 +67,124 @@ class FusedNeuron(nn.Module):
         return (counts - (self.zero * steps).float()) * (self.threshold / steps).float()
 
 
-class EncodingUnit(nn.Module):
-    """The first unit: images are no integers, but their current is constant over time: once, in float64."""
+def float64_constants(neuron: IFNeuron) -> Tensor:
+    """Return the constants of `fire` [4, 2, C] for currents in float64, which one number holds whole; the bias is the neuron's."""
+    bias = torch.zeros_like(neuron.threshold)[None] if neuron.bias is None else neuron.bias.detach()
+    constants = bias.new_zeros(4, 2, len(bias), dtype=torch.float64)
+    constants[0, 0], constants[1, 0], constants[3, 0] = neuron.threshold.detach(), bias, RETRACTION
+    return constants
 
-    def __init__(self, unit: Unit, convolution: Convolution, fused: bool):
+
+class Excerpt(nn.Module):
+    """A part of a network as it is, in eval mode, in one number type: its layers with their weights quantized once.
+
+    A batch normalisation is folded into the layer that it reads, where nothing else does.
+    """
+
+    def __init__(self, network: Network, part: Part, dtype: torch.dtype):
         super().__init__()
-        weight, step = weight_integers(unit.conv)
-        gain, bias = normalization(unit.bn, unit.conv.bias)
-        self.register_buffer("weight", weight * (gain * step)[:, None, None, None])
-        self.register_buffer("bias", bias)
-        self.geometry = Geometry.of(unit.conv)
-        self.neuron = FusedNeuron(unit.activation, float64_constants(unit.activation, len(bias)), convolution, fused)
+        self.part = part
+        layers = {path: baked(network.layer(path), dtype) for path in part.modules()}
+        for norm, path in network.graph.norms.items():
+            if norm in layers and path in layers and network.graph.calls(path) == network.graph.calls(norm) == 1 and fold_(
+                    layers[path], layers[norm]):
+                layers[norm] = nn.Identity()
+        for path in (node.target for node in part.constants if node.op == "get_attr"):
+            value = network.tensor(path).detach().clone()
+            layers[path] = value.to(dtype) if value.is_floating_point() else value
+        self.root = tree(layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to spikes [T·B, C, H', W'].
+    def forward(self, time_steps: int, *inputs: Any) -> tuple:
+        """Call the part's function."""
+        return self.part.function(self.root, time_steps, *inputs)
 
-        Raises:
-            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
-        """
-        if not images.is_floating_point() or images.dim() != 4 or len(images) == 0:
-            raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
-                             "[B, 3, H, W] are needed")
-        if not torch.isfinite(images).all():
-            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
-        return self.neuron(self.geometry.convolve(images.double(), self.weight, self.bias), None)
+
+def fold_(layer: nn.Module, norm: nn.Module) -> bool:
+    """Put a batch normalisation into the layer that it reads, in place; return whether that layer can hold it."""
+    mean = norm.running_mean
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or mean is None or mean.dim() > 1:
+        return False
+    gain, bias = normalization(norm)
+    layer.bias = nn.Parameter((bias if layer.bias is None else bias + layer.bias * gain).to(layer.weight.dtype), False)
+    layer.weight = nn.Parameter(layer.weight * gain.to(layer.weight.dtype).view(-1, *[1] * (layer.weight.dim() - 1)), False)
+    return True
+
+
+def baked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a layer with tensors of its own, whose weight is quantized once, in eval mode."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    copy = deepcopy(layer.to_float() if quantizer is not None else layer).to(dtype).eval()
+    if quantizer is not None:
+        copy.weight = nn.Parameter(quantizer(layer.weight.detach().double()).to(dtype), False)
+    return copy
+
+
+class ExactUnit(nn.Module):
+    """A unit as it is, in float64: one that sees images, whose current is constant, or one without a normal form.
+
+    Args:
+        thetas: thresholds of the units whose spikes it reads, by name.
+    """
+
+    def __init__(self, snn: Network, unit: Part, thetas: dict[str, float], convolution: Convolution, fused: bool):
+        super().__init__()
+        neuron = snn.activation(unit.name)
+        self.calls, self.inputs, self.thetas, self.zero = Excerpt(snn, unit, torch.float64), unit.inputs, thetas, convolution.zero
+        self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values)."""
+        values = [(x.double() - self.zero) * self.thetas[name] if name in self.thetas else x.double()
+                  for name, x in zip(self.inputs, inputs, strict=True)]
+        current, *shared = self.calls(self.neuron.time_steps, *values)
+        return self.neuron(current.double(), None), *shared
 
 
 class SpikingUnit(nn.Module):
-    """A hidden unit: convolution of integers, then the neuron with scale, bias and residual in it.
+    """A unit in normal form: convolutions of integers, then the neuron with scales, bias and further terms in it.
 
     Args:
-        unit: of a spiking network.
-        theta: threshold of the neurons in front of it.
-        residual_theta: the same for its residual; None if it joins none.
+        form: Σ_k scale_k · conv_k(spikes_k) + bias, see `normal_form`.
+        thetas: thresholds of the units whose spikes it reads, by name.
+        convolution: what convolves; see `deploy`.
     """
 
-    def __init__(self, unit: Unit, theta: float, residual_theta: float | None, convolution: Convolution, fused: bool):
+    def __init__(self, snn: Network, unit: Part, form: Affine, thetas: dict[str, float], convolution: Convolution, fused: bool):
         super().__init__()
-        weight, step = weight_integers(unit.conv)
-        gain, bias = normalization(unit.bn, unit.conv.bias)
-        scale, side_sum = gain * step * theta, 0.0
-        factor = torch.zeros_like(scale)
-        self.shortcut = None
-        if residual_theta is not None and unit.shortcut is None:
-            factor += residual_theta
-            side_sum = 1 + convolution.zero
-            bias = bias - convolution.zero * factor
-        elif residual_theta is not None:
-            side, side_step = weight_integers(unit.shortcut.conv)
-            side_gain, side_bias = normalization(unit.shortcut.bn, unit.shortcut.conv.bias)
-            factor, bias = side_gain * side_step * residual_theta, bias + side_bias
-            side_sum = side.abs().sum((1, 2, 3))
-            self.shortcut = convolution(side, Geometry.of(unit.shortcut.conv))
-        neuron, currents = unit.activation, None
-        if max(scale.dim(), bias.dim()) == 2:
-            channels, steps = len(weight), neuron.time_steps
-            currents = torch.stack([values.view(-1, channels)[:steps].expand(steps, -1) for values in (scale, bias, factor)])
-            constants = float64_constants(neuron, channels)
+        neuron = snn.activation(unit.name)
+        # The first term is the accumulator, in whose units all else is counted: that with the most weights.
+        terms = sorted(form.terms, key=lambda term: 0 if term.weight is None else -term.weight.numel())
+        first = terms[0]
+        scales = [term.scale * thetas[term.source] for term in terms]
+        # Of a term that is spikes as they are stored, what stands for 0 goes into the bias.
+        bias = form.bias - sum(convolution.zero * scale for scale, term in zip(scales, terms, strict=True) if term.weight is None)
+        sums = [(1 + convolution.zero if term.weight is None else term.weight.abs().sum((1, 2, 3))) for term in terms]
+        weights, channels, steps = [term.weight for term in terms], len(first.weight), neuron.time_steps
+        if max(value.dim() for value in (*scales, bias)) == 2:  # BN of each time step
+            values = [*scales[:1], bias, *(scales[1:] or [torch.zeros_like(bias)])]
+            rows = [value.expand(len(value) if value.dim() == 2 else steps, channels)[:steps] for value in values]
+            currents = torch.stack(rows)
+            self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused, currents)
         else:
+            scale, *factors = (value.expand(channels) for value in scales)
             # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero.
-            weight = weight * scale.sign()[:, None, None, None]
+            weights[0] = first.weight * scale.sign()[:, None, None, None]
             scale = torch.where(scale == 0, 1, scale.abs())
-            largest = weight.abs().sum((1, 2, 3)) + side_sum * factor.abs() / scale
+            largest = sum((factor.abs() / scale * total for factor, total in zip(factors, sums[1:], strict=True)), sums[0])
+            bias = bias.expand(channels) if neuron.bias is None else bias + neuron.bias.detach().double()
+            factor, *others = factors or [torch.zeros_like(scale)]
             threshold = neuron.threshold.detach().double().expand_as(scale)
-            constants = neuron_constants(scale, threshold, bias, factor, largest, neuron.time_steps)
-        self.linear = isinstance(unit.conv, nn.Linear)
-        self.conv = convolution(weight, Geometry.of(unit.conv))
-        self.neuron = FusedNeuron(neuron, constants, convolution, fused, currents)
+            constants = neuron_constants(scale, threshold, bias, factor, largest, steps, *others)
+            self.neuron = FusedNeuron(neuron, constants, convolution, fused)
+        self.convs = nn.ModuleList(nn.Identity() if weight is None else convolution(weight, term.geometry)
+                                   for weight, term in zip(weights, terms, strict=True))
+        self.moves = [moving(snn.graph, term.source, term.node) for term in terms]
+        self.root = tree({path: snn.layer(path) for path in unit.modules() if not isinstance(snn.layer(path), (*NORMS, *WEIGHTED))})
+        self.reads = [unit.inputs.index(term.source) for term in terms]
 
-    def forward(self, spikes: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map spikes + zero [T·B, C, H, W] (linear: [T·B, C]) to spikes + zero."""
-        if residual is not None and self.shortcut is not None:
-            residual = self.shortcut(residual)
-        if self.linear:
-            return self.neuron(self.conv(spikes[:, :, None, None]), residual).flatten(1)
-        return self.neuron(self.conv(spikes), residual)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        """Map spikes + zero in the unit's order to (spikes + zero [T·B, ...],)."""
+        moved = [move(self.root, 1, inputs[index])[0] for move, index in zip(self.moves, self.reads, strict=True)]
+        flat = moved[0].dim() == 2
+        terms = [conv(x[:, :, None, None]).flatten(1) if flat else conv(x) for conv, x in zip(self.convs, moved, strict=True)]
+        return (self.neuron(terms[0], *(terms[1:] or [None])),)

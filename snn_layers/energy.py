@@ -1,15 +1,15 @@
 """Operations of a network and its spiking one, and the energy that they take."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
+from torch import Tensor, fx, nn
 
-from models import Network, Site, State, Unit
+from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
+from models.trace import FollowsMode, call_name
 
 from .deploy import Deployed
+from .normal_form import SAME
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Operations:
         macs: of the ANN, each activation times each weight that it meets; a tap on the padding is none.
         adds: of the ANN, residuals that are added without a weight.
         nonzero: the MACs that are left where the ANN skips activations that are zero.
-        acs: of the SNN over all steps: for each spike of either sign, the outputs that it reaches. The first layer sees an
-            image, not spikes: none, but its MACs, once.
+        acs: of the SNN over all steps: for each spike of either sign, the outputs that it reaches.
+        analog: MACs of the SNN where a layer reads no spikes: of one that sees an image, once; of one behind another
+            without a neuron between, in each step.
     """
 
     name: str
@@ -45,74 +46,100 @@ class Operations:
     adds: float
     nonzero: float
     acs: float
+    analog: float = 0.0
 
 
-def fan_out(layer: nn.Conv2d | nn.Linear, size: tuple[int, ...]) -> Tensor:
+def fan_out(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
     """Return how many outputs an input at each position reaches: [H, W] for a convolution of [C, H, W], [] for a linear layer.
 
     With stride and padding the number differs from position to position; weights that are zero count.
     """
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features))
-    height, width = size[-2:]
-    outputs = [(length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for length, padding, dilation, kernel, stride
-               in zip((height, width), layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)]
-    reached = conv2d_input((1, 1, height, width), torch.ones(1, 1, *layer.kernel_size), torch.ones(1, 1, *outputs), layer.stride,
-                           layer.padding, layer.dilation)
+    kind = next(kind for kind in WEIGHTED if isinstance(layer, kind))
+    with torch.inference_mode(False), torch.enable_grad():
+        ones = kind(1, 1, layer.kernel_size, layer.stride, layer.padding, dilation=layer.dilation, bias=False,
+                    padding_mode=layer.padding_mode)
+        nn.init.ones_(ones.weight)
+        image = torch.zeros(1, 1, *size[1:], requires_grad=True)
+        reached, = torch.autograd.grad(ones(image).sum(), image)
     return reached[0, 0] * (layer.out_channels // layer.groups)
 
 
-def weighted(layer: nn.Conv2d | nn.Linear, counts: Tensor) -> float:
+def weighted(layer: nn.Module, counts: Tensor) -> float:
     """Return the operations that inputs drive in a layer; counts [C, H, W] or [features]."""
-    return (counts.double() * fan_out(layer, counts.shape).double()).sum().item()
-
-
-def driven(unit: nn.Module, counts: State) -> tuple[float, float]:
-    """Return what the inputs of a unit drive: operations with a weight, additions of a residual without one."""
-    operations = weighted(unit.conv, counts.x)
-    if counts.residual is None:
-        return operations, 0.0
-    if unit.shortcut is None:
-        return operations, counts.residual.double().sum().item()
-    return operations + weighted(unit.shortcut.conv, counts.residual), 0.0
-
-
-def count(state: State, value: Callable[[Tensor], Tensor]) -> State:
-    """Return a state's tensors [N, ...] as sums of `value` over N."""
-    return State(*(None if x is None else value(x).double().sum(0) for x in (state.x, state.residual)))
-
-
-def walk(network: Network | Deployed, images: Tensor) -> Iterator[tuple[Site | None, State]]:
-    """Yield each site with the state in front of it, and None with what the body puts out."""
-    state = State(images)
-    sites = network.sites if isinstance(network, Deployed) else network.sites()
-    for site in sites:
-        yield site, state
-        state = site(state)
-    yield None, state
+    return (counts.double() * fan_out(layer, counts.shape).to(counts.device, torch.float64)).sum().item()
 
 
 @torch.inference_mode()
 def operations(ann: Network, deployed: Deployed, images: Tensor) -> list[Operations]:
-    """Return the mean operations for one of the images [N, C, H, W], layer by layer, the head last."""
-    zero, number = deployed.zero, len(images)
-    rows = []
-    for (site, active), (_, fired) in zip(walk(ann, images), walk(deployed, images), strict=True):
-        if site is not None and not isinstance(site.module, Unit):
-            continue
-        nonzero = count(active, lambda x: x != 0)
-        spikes = count(fired, lambda x: (x.float() - zero).abs())
-        if site is None:  # through pooling, which is linear, each spike reaches each class
-            shape = ann.pool(active.x).shape[1:]
-            macs, adds, name = weighted(ann.head, torch.ones(shape)), 0.0, "head"
-            effective, acs = weighted(ann.head, (ann.pool(active.x) != 0).sum(0)), weighted(ann.head, spikes.x)
-        else:
-            ones = State(*(None if x is None else torch.ones_like(x) for x in (spikes.x, spikes.residual)))
-            macs, adds = driven(site.module, ones)
-            effective, name = driven(site.module, nonzero)[0], site.name
-            acs = sum(driven(site.module, spikes)) if rows else 0.0
-        rows.append(Operations(name, macs, adds, effective / number, acs / number))
+    """Return the mean operations for one of the images [N, C, H, W], layer by layer, the readout last as "head"."""
+    rows, number, steps = [], len(images), deployed.time_steps
+    values = {INPUT: images}
+    for part, active in ann.walk(images):
+        macs, nonzero = _dense(ann, part, active)
+        spikes = {name: (values[name].float() - deployed.zero).abs().double().sum(0) for name in values if name in deployed.index}
+        driven, summed, analog = _driven(ann, part, spikes)
+        ones = {name: torch.ones_like(value) for name, value in spikes.items()}
+        again = {path: steps if ann.graph.regions[path] == "spiking" else 1 for path in analog}
+        rows.append(Operations("head" if part is ann.graph.readout else part.name, sum(macs.values()), _driven(ann, part, ones)[1],
+                               nonzero / number, (driven + summed) / number, sum(macs[path] * again[path] for path in again)))
+        if part is not ann.graph.readout:
+            values, _ = deployed.step(part, values)
     return rows
+
+
+def _dense(ann: Network, part: Part, values: Values) -> tuple[dict[str, float], float]:
+    """Return the MACs of each layer of a part for one image, and those that activations other than 0 need for all."""
+    macs: dict[str, float] = {}
+    nonzero, hooks = [], []
+
+    def look(path: str, layer: nn.Module, x: Tensor) -> None:
+        macs[path] = macs.get(path, 0.0) + weighted(layer, torch.ones_like(x[0]))
+        nonzero.append(weighted(layer, (x != 0).sum(0)))
+
+    for path in part.modules():
+        layer = ann.layer(path)
+        if isinstance(layer, WEIGHTED):
+            hooks.append(layer.register_forward_pre_hook(lambda layer, x, path=path: look(path, layer, x[0])))
+    ann.run(part, values)
+    for hook in hooks:
+        hook.remove()
+    return macs, sum(nonzero)
+
+
+def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float, float, list[str]]:
+    """Return what spikes drive in a part: operations with a weight, additions without one; and the layers that read no spikes.
+
+    Args:
+        counts: spikes of each unit that the part reads, summed over time and images.
+    """
+    graph, driven, summed, analog = ann.graph, 0.0, 0.0, []
+    known = {graph.values[name]: count[None] for name, count in counts.items()}  # [1, C, ...]
+    for node in part.nodes:
+        layer = ann.layer(node.target) if node.op == "call_module" else None
+        reads = [known[source] for source in node.all_input_nodes if source in known]
+        if isinstance(layer, WEIGHTED):
+            driven += sum(weighted(layer, count[0]) for count in reads)
+            analog += [] if reads else [node.target]
+        elif reads and layer is None and call_name(node) in ("add", "sub"):
+            summed += sum(count.sum().item() for count in reads)
+        elif len(reads) == len([source for source in node.all_input_nodes if source not in graph.flow.size]) > 0:
+            known[node] = _moved(node, layer, known)
+    return driven, summed, analog
+
+
+def _moved(node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Tensor:
+    """Return the counts behind a call without weights: through an average, which is linear, each spike goes on."""
+    x = known[node.all_input_nodes[0]]
+    if isinstance(layer, (*NORMS, *SAME, FollowsMode, nn.AdaptiveAvgPool2d)) or call_name(node) in ("mean", "adaptive_avg_pool2d"):
+        return x
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: known.get(source, 1))
+    if isinstance(layer, nn.AvgPool2d):
+        return layer(x) * (torch.ones(layer.kernel_size).numel() if isinstance(layer.kernel_size, tuple) else layer.kernel_size**2)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    return (layer or node.target)(*args, **kwargs)
 
 
 def total(rows: list[Operations]) -> Operations:
@@ -141,8 +168,8 @@ def ann_energy(rows: list[Operations], preset: Preset, skip_zeros: bool = False)
 
 
 def snn_energy(rows: list[Operations], preset: Preset) -> float:
-    """Return the energy of the SNN for one image in µJ: MACs of the first layer, ACs of the others.
+    """Return the energy of the SNN for one image in µJ: MACs of layers that read no spikes, ACs of the others.
 
     Memory and neurons are not counted.
     """
-    return (rows[0].macs * preset.mac + total(rows).acs * preset.ac) * 1e-6
+    return (total(rows).analog * preset.mac + total(rows).acs * preset.ac) * 1e-6

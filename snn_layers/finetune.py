@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import Network, State, Unit
+from models import Network, Part, Values
 from quant import fault, quantized_once
 
 from .convert import own_parameters_
@@ -73,11 +73,11 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
              first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
              bar: Bar | None = None, average_: Average | None = None,
              on_epoch: Callable[[UnitProgress], None] | None = None, started: UnitProgress | None = None) -> list[TunedUnit]:
-    """Tune the hidden units of `snn`, in place, in forward order; never the first unit, never the head.
+    """Tune the hidden units of `snn`, in place, in forward order; never one that sees images only, never the readout.
 
     For a unit with spike input S: x̄ = mean_T S, ȳ = mean_T of its spike output, o = the unit as ANN layer on x̄ with BN in
-    eval mode, out = o + (ȳ - o).detach(), loss = MSE(out, output of the ANN at this site). Trained are weights, biases,
-    weight clips, BN scale and shift and the shortcut; thresholds and BN statistics stay.
+    eval mode, out = o + (ȳ - o).detach(), loss = MSE(out, output of the ANN's unit). Trained are weights, biases,
+    weight clips, BN scale and shift of all that lies between its sources and it; thresholds and BN statistics stay.
 
     Args:
         snn: a spiking network; it may share its parameters with `ann`, which is copied first.
@@ -96,26 +96,40 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         one result per tuned unit.
 
     Raises:
-        ValueError: the loss is no longer finite, names unit and batch; a network with BN of each time step.
+        ValueError: two units share a weight; the loss is no longer finite. Names the weight, or unit and batch. A network with BN
+            of each time step.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """
     config = config or FinetuneConfig()
     refuse_steps(snn)
+    refuse_shared_weights(snn)
     ann = deepcopy(ann).eval().requires_grad_(False)
     own_parameters_(snn.eval())
     data = UnitData(snn, ann, batches, check, config.epochs, config.online, config.compile, bar or (lambda items, name: items),
                     average_ or (lambda tensors: None))
     tuner, results = _Tuner(data, config), []
-    units = [index for index, site in enumerate(data.snn_sites) if isinstance(site.module, Unit)]
     with quantized_once(ann):
-        for unit_index, site_index in enumerate(units):
-            if unit_index < first:
+        for index, unit in enumerate(snn.graph.units):
+            if index < first or unit.encodes:
                 continue
-            results.append(tuner.tune(site_index, on_epoch, started if unit_index == first else None))
+            results.append(tuner.tune(index, on_epoch, started if index == first else None))
             if on_unit is not None:
-                on_unit(unit_index, results[-1])
+                on_unit(index, results[-1])
     return results
+
+
+def refuse_shared_weights(snn: Network) -> None:
+    """Raise ValueError, with its name, for a layer that reaches two units without a neuron between."""
+    owner: dict[str, str] = {}
+    for unit in snn.graph.units:
+        shared = {node for name in unit.shared for node in [snn.graph.values[name], *snn.graph.ancestors(snn.graph.values[name])]}
+        for node in unit.nodes:
+            if node.op == "call_module" and next(snn.layer(node.target).parameters(), None) is not None and not unit.encodes:
+                other = owner.setdefault(node.target, unit.name)
+                if other != unit.name or node in shared:
+                    raise ValueError(f"{node.target} is part of {other} and of a later unit, so that neither can be tuned alone: "
+                                     "tune the network as a whole (--method global)")
 
 
 class _Tuner:
@@ -127,9 +141,9 @@ class _Tuner:
 
     def tune(self, index: int, on_epoch: Callable[[UnitProgress], None] | None = None,
              started: UnitProgress | None = None) -> TunedUnit:
-        """Tune the unit at site `index`, from where it has been `started`, and keep the best state."""
-        site = self.data.snn_sites[index]
-        unit, config = site.module, self.config
+        """Tune the unit `index`, from where it has been `started`, and keep the best state."""
+        config, name = self.config, self.data.units[index].name
+        unit = self.data.snn.excerpt(self.data.units[index])
         optimizer = torch.optim.SGD(trained_parameters(unit), config.lr, config.momentum, weight_decay=config.weight_decay)
         self.data.advance_check(index)
         if started is None:
@@ -140,7 +154,7 @@ class _Tuner:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": started.momenta})
         kept = _snapshot(unit, optimizer)
         for epoch in range(len(losses), config.epochs):
-            losses.append(self._epoch(index, epoch, optimizer))
+            losses.append(self._epoch(index, epoch, unit, optimizer))
             accuracy = self.data.accuracy(index)
             if config.force or accuracy > best:
                 best, kept, kept_epochs = accuracy, _snapshot(unit, optimizer), epoch + 1
@@ -151,13 +165,13 @@ class _Tuner:
             if on_epoch is not None and epoch + 1 < config.epochs:
                 on_epoch(UnitProgress(before, best, kept_epochs, tuple(losses), kept[1]["state"]))
         self.accuracy = best
-        return TunedUnit(site.name, before, best, kept_epochs, tuple(losses))
+        return TunedUnit(name, before, best, kept_epochs, tuple(losses))
 
-    def _epoch(self, index: int, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+    def _epoch(self, index: int, epoch: int, unit: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         """Train the unit for one pass; return its mean loss."""
-        unit, total, count = self.data.snn_sites[index].module, 0.0, 0
-        for mean_input, spike_rate, target in self.data.inputs(index, epoch):
-            loss = unit_loss(unit, mean_input, spike_rate, target)
+        total, count = 0.0, 0
+        for means, spike_rate, target in self.data.inputs(index, epoch):
+            loss = unit_loss(self.data.snn, self.data.units[index], means, spike_rate, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.data.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
@@ -170,23 +184,22 @@ class _Tuner:
         return total / max(count, 1)
 
 
-def trained_parameters(unit: Unit) -> list[torch.nn.Parameter]:
-    """Return weights, biases, weight clips, BN scale and shift and the shortcut's: all but the threshold."""
+def trained_parameters(unit: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a unit's layers but the threshold: weights, biases, weight clips, BN scale and shift."""
     return [parameter for name, parameter in unit.named_parameters() if not name.endswith("threshold")]
 
 
-def unit_loss(unit: Unit, mean_input: State, spike_rate: Tensor, target: Tensor) -> Tensor:
+def unit_loss(snn: Network, unit: Part, means: Values, spike_rate: Tensor, target: Tensor) -> Tensor:
     """Return the squared error of a spiking unit's mean output ȳ, with the gradient of the unit as ANN layer.
 
     Args:
-        unit: a unit with a neuron.
-        mean_input: x̄ [B, ...], with the residual where the unit joins one.
+        means: x̄ [B, ...] of all that the unit reads.
         spike_rate: ȳ [B, ...], the mean of the unit's spike output.
-        target: the ANN's output at this site [B, ...].
+        target: the ANN's output at this unit [B, ...].
     """
-    return F.mse_loss(unit_rate(unit, mean_input.x, mean_input.residual, spike_rate), target)
+    return F.mse_loss(unit_rate(snn, unit, means, spike_rate)[0], target)
 
 
-def _snapshot(unit: Unit, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+def _snapshot(unit: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
     """Return copies: on a CPU state dicts alias the live tensors."""
     return deepcopy(unit.state_dict()), deepcopy(optimizer.state_dict())

@@ -19,10 +19,12 @@ def split(value: Tensor, grid: Tensor) -> Tensor:
     return torch.stack((high, value - high)).float()
 
 
-def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Tensor, largest: Tensor, time_steps: int) -> Tensor:
+def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Tensor, largest: Tensor, time_steps: int,
+                     *others: Tensor) -> Tensor:
     """Return θ, bias, factor of the second input and retraction bound as pairs in units of `scale`, [4, 2, C] float32.
 
-    A current is I = scale · accumulator + bias + factor · second, per channel. Divided by `scale`, the accumulator is an
+    A current is I = scale · accumulator + bias + factor · second, per channel; `others` are the factors of third and further
+    inputs, whose pairs come last. Divided by `scale`, the accumulator is an
     integer and all else a pair: `high` on a grid so coarse that no sum of it is ever rounded, `low` the rest. So the
     membrane is known to 2^-24 of a grid step, some 2^-35 of θ, and a comparison is rounded between two such rests only:
     the spikes are those of a float64 run. Each channel has a grid of its own, since one whose gain has decayed to nearly
@@ -31,30 +33,33 @@ def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Ten
     Args:
         scale: [C] float64, positive.
         threshold, bias, factor: [C] float64.
-        largest: [C], bound on |accumulator| + |factor · second| / scale.
+        largest: [C], bound on |accumulator| + |factor · second| / scale, and so on.
         time_steps: T.
     """
-    parts = torch.stack((threshold, bias, factor, torch.full_like(scale, RETRACTION))) / scale
+    parts = torch.stack((threshold, bias, factor, torch.full_like(scale, RETRACTION), *others)) / scale
     bound = (time_steps + 1) * (largest + parts.abs().sum(0))
     return split(parts, membrane_grid(bound)).transpose(0, 1).contiguous()
 
 
 def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_steps: int, signed: bool, delay: int,
-         zero: int, dtype: torch.dtype, start: float = HALF) -> Tensor:
+         zero: int, dtype: torch.dtype, start: float = HALF, *others: Tensor) -> Tensor:
     """Return the spike train of `integrate_and_fire` for the current that the accumulators stand for.
 
     Args:
         accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
         second: a residual, [T, N, C] of any number type, or None.
-        constants: [4, 2, C] of the accumulator's dtype, see `neuron_constants`.
+        constants: [4 + number of others, 2, C] of the accumulator's dtype, see `neuron_constants`.
         zero: added to each spike, so that unsigned bytes can hold -1.
         dtype: of the result.
         start: membrane before the first step in θ, 1/2 or 0: both lie on half of the grid.
+        others: further inputs as `second`.
 
     Returns:
         [T, N, C] in {-1, 0, 1} + zero.
     """
-    (theta, theta_low), (bias, bias_low), (factor, factor_low), (retraction, retraction_low) = constants
+    (theta, theta_low), (bias, bias_low), (factor, factor_low), (retraction, retraction_low), *more = constants
+    inputs = [] if second is None else [(second, factor, factor_low)]
+    inputs += [(other, *pair) for other, pair in zip(others, more, strict=True)]
     high, low = theta * start, theta_low * start
     fired: Tensor | float = 0.0
     spike_train, seen = [], 0
@@ -62,9 +67,9 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
         while seen < min(step + 1 + delay, time_steps):
             at = min(seen, accumulator.shape[0] - 1)
             high, low = high + (accumulator[at] + bias), low + bias_low
-            if second is not None:
-                residual = second[at].to(accumulator.dtype)
-                high, low = high + residual * factor, low + residual * factor_low
+            for values, weight, weight_low in inputs:
+                residual = values[at].to(accumulator.dtype)
+                high, low = high + residual * weight, low + residual * weight_low
             seen += 1
         spikes = (high - theta >= theta_low - low).to(accumulator.dtype)
         if signed:

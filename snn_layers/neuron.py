@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from quant import QuantReLU
+from quant import QuantReLU, shifted
 
 from .functional import HALF, integrate_and_fire
 
@@ -16,14 +16,16 @@ class IFNeuron(nn.Module):
         time_steps: T.
         signed: allow negative spikes.
         delay: steps of input seen before the first output step.
-        encodes: the first neuron of a network: its current is constant over time and comes as [B, ...].
+        encodes: its current is constant over time and comes as [B, ...].
         start: membrane before the first step, in θ.
+        bias: [C], added to the current of each step.
     """
 
     def __init__(self, threshold: nn.Parameter, time_steps: int, signed: bool = True, delay: int = 0, encodes: bool = False,
-                 start: float = HALF):
+                 start: float = HALF, bias: nn.Parameter | None = None):
         super().__init__()
         self.threshold = threshold
+        self.register_parameter("bias", bias)
         self.time_steps, self.signed, self.delay, self.encodes = time_steps, signed, delay, encodes
         self.start = start
 
@@ -31,7 +33,7 @@ class IFNeuron(nn.Module):
     def from_quantized(cls, relu: QuantReLU, time_steps: int, signed: bool, delay: int, encodes: bool,
                        start: float = HALF) -> "IFNeuron":
         """Return the neuron that shares the threshold of `relu`."""
-        return cls(relu.threshold, time_steps, signed, delay, encodes, start)
+        return cls(relu.threshold, time_steps, signed, delay, encodes, start, relu.bias)
 
     def spike_train(self, current: Tensor) -> Tensor:
         """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}.
@@ -44,7 +46,7 @@ class IFNeuron(nn.Module):
                              "network in float32 without autocast, or deploy it")
         if self.encodes and current.isnan().any():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
-        steps = self.time_steps
+        steps, current = self.time_steps, shifted(current, self.bias)
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
         return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay, self.start)
 

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models import Network, State, Unit, mean_over_time
-from quant import replace_activation
+from models import INPUT, Network, Part, Values, live, mean_over_time
+from quant import replace_activation, shifted
 
 from .deploy import deploy
 from .step_norm import refuse_steps
@@ -22,39 +22,37 @@ def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) ->
     Args:
         snn: a spiking network, in eval mode.
         images: [B, 3, H, W].
-        spike_rates: ȳ [B, ...] of each unit on these images, by its site's name.
+        spike_rates: ȳ [B, ...] of each unit on these images, by its name.
 
     Source: after rate-based backpropagation (Yu et al., NeurIPS 2024); here the rate function is the quantized
     activation, which is what the neuron computes where its input arrives evenly.
     """
-    state = State(images)
-    for site in snn.sites():
-        if isinstance(site.module, Unit):
-            rate = unit_rate(site.module, state.x, state.residual if site.joins else None, spike_rates[site.name])
-            state = State(rate, state.x if site.opens_block else None)
-        else:
-            state = site(state)
-    return snn.head(snn.pool(state.x))
+    values = {INPUT: images}
+    for unit in snn.graph.units:
+        rate, shared = unit_rate(snn, unit, values, spike_rates[unit.name])
+        values = live({**values, **shared, unit.name: rate}, unit)
+    return snn.run(snn.graph.readout, values, 1)[0]
 
 
 @torch.no_grad()
 def firing_rates(snn: Network, images: Tensor) -> dict[str, Tensor]:
-    """Return the mean output ȳ = θ · firing rate [B, ...] of each unit, by its site's name, from the plain layers."""
-    rates, state = {}, State(images)
-    for site in snn.sites():
-        state = site(state)
-        if isinstance(site.module, Unit):
-            rates[site.name] = mean_over_time(state.x, snn.time_steps)
+    """Return the mean output ȳ = θ · firing rate [B, ...] of each unit, by its name, from the plain layers."""
+    rates, values = {}, {INPUT: images}
+    for unit in snn.graph.units:
+        values = snn.advance(unit, values)
+        rates[unit.name] = mean_over_time(values[unit.name], snn.time_steps)
     return rates
 
 
-def unit_rate(unit: Unit, x: Tensor, residual: Tensor | None, spike_rate: Tensor) -> Tensor:
-    """Return `spike_rate` [B, ...], ȳ, with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach().
+def unit_rate(snn: Network, unit: Part, means: Values, spike_rate: Tensor) -> tuple[Tensor, Values]:
+    """Return `spike_rate` [B, ...], ȳ, with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach(); and what it shares.
 
     Args:
-        x, residual: mean spike input of the unit, x̄ [B, ...]; the residual where it joins one.
+        means: what the unit reads, as means over time [B, ...].
     """
-    return replace_activation(unit.current(x, residual), unit.activation.threshold.item(), spike_rate)
+    current, shared = snn.run(unit, means, 1)
+    neuron = snn.activation(unit.name)
+    return replace_activation(shifted(current, neuron.bias), neuron.threshold.item(), spike_rate), shared
 
 
 class RateNetwork(nn.Module):
@@ -73,8 +71,8 @@ class RateNetwork(nn.Module):
         super().__init__()
         refuse_steps(snn)
         self.snn, self.deployed, self.compile = snn.eval(), deployed, compile
-        for _, unit in snn.units():
-            unit.activation.threshold.requires_grad_(False)
+        for _, neuron in snn.units():
+            neuron.threshold.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "RateNetwork":
         """Keep eval mode."""

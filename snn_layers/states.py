@@ -1,77 +1,56 @@
-"""States between the sites of a network, stored as one byte per value while a calibration set waits for its next unit."""
+"""Values between the units of a network, stored as one byte each while a calibration set waits for its next unit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import Network, Site, State, Unit
+from models import INPUT, Network, Part, Values, live
+from quant import time_steps
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A state of an ANN whose tensors are 0..255 times a step, θ/T of the unit that put them out."""
+    """What an ANN's unit puts out: 0..255 times a step, θ/T."""
 
-    x: Tensor
-    residual: Tensor | None
+    bytes: Tensor
     step: Tensor
-    residual_step: Tensor | None
 
-    def state(self) -> State:
-        """Return the tensors in floating point, exactly as they were."""
-        residual = None if self.residual is None else self.residual * self.residual_step
-        return State(self.x * self.step, residual)
+    def unpacked(self) -> Tensor:
+        """Return the values in floating point, exactly as they were."""
+        return self.bytes * self.step
 
 
-def pack(state: State, step: Tensor, residual_step: Tensor | None) -> Packed:
-    """Store a state whose values are 0..255 steps as one byte per value."""
-    residual = None if state.residual is None else _to_bytes(state.residual, residual_step)
-    return Packed(_to_bytes(state.x, step), residual, step, residual_step)
+def unpacked(value: Any) -> Any:
+    """Return a value in floating point."""
+    return value.unpacked() if isinstance(value, Packed) else value
 
 
-def _to_bytes(values: Tensor, step: Tensor) -> Tensor:
-    return (values / step).round_().to(torch.uint8)
+def advance(ann: Network, unit: Part, values: Values) -> Values:
+    """Run a unit of an ANN on stored values; what is alive behind it is stored again."""
+    reads = {name: unpacked(values[name]) for name in unit.inputs}
+    current, shared = ann.run(unit, reads)
+    relu = ann.activation(unit.name)
+    step = relu.threshold.detach() / time_steps(ann.bit)
+    fired = Packed((relu(current) / step).round_().to(torch.uint8), step)
+    return live({**values, **shared, unit.name: fired}, unit)
 
 
-def spikes_as_bytes(state: State) -> State:
-    """Store the spikes of a deployed network as one byte per value."""
-    tensors = (state.x, state.residual)
-    return State(*(x.to(torch.int8) if x is not None and x.is_floating_point() else x for x in tensors))
-
-
-def unpacked(state: State | Packed) -> State:
-    """Return a state in floating point."""
-    return state.state() if isinstance(state, Packed) else state
-
-
-def run(sites: list[Site], state: State) -> State:
-    """Run a state through sites, in order."""
-    for site in sites:
-        state = site(state)
-    return state
-
-
-def advance(state: State | Packed, sites: list[Site], start: int, stop: int, levels: int) -> State | Packed:
-    """Run sites[start:stop] of an ANN and pack the result.
-
-    Args:
-        levels: T, the values of an activation between 0 and θ.
-    """
-    if start == stop:
-        return state
-    state = run(sites[start:stop], unpacked(state))
-    steps = [site.module.activation.threshold.detach() / levels for site in sites[:stop] if isinstance(site.module, Unit)]
-    # An open block's residual is what the unit before the last one put out.
-    return pack(state, steps[-1], None if state.residual is None else steps[-2])
+def spikes_as_bytes(values: Values, units: dict[str, Any]) -> Values:
+    """Store the spikes of a deployed network's units as one byte per value."""
+    return {name: value.to(torch.int8) if name in units and value.is_floating_point() else value for name, value in values.items()}
 
 
 @torch.no_grad()
 def state_bytes(snn: Network, ann: Network, images: Tensor) -> int:
-    """Return the bytes that the stored states of these images take at most: the SNN's in front of a unit, the ANN's behind it."""
-    before = after = 0
-    largest, state = 0, State(images)
-    for site in ann.sites():
-        state = site(state)
-        before, after = after, sum(tensor.numel() for tensor in (state.x, state.residual) if tensor is not None)
-        largest = max(largest, snn.time_steps * before + after)
+    """Return the bytes that the stored values of these images take at most: the SNN's in front of a unit, the ANN's behind it."""
+    largest, before, values = 0, 0, {INPUT: images}
+    for unit in ann.graph.units:
+        values = ann.advance(unit, values)
+        # A byte for what a unit put out, eight for anything else; images are those of the batches.
+        sizes = {name: values[name].numel() * (1 if name in ann.graph.activations else 8) for name in values if name != INPUT}
+        times = {name: snn.time_steps if ann.graph.flow.folded(ann.graph.values[name]) else 1 for name in sizes}
+        largest = max(largest, before + sum(sizes.values()))
+        before = sum(size * times[name] for name, size in sizes.items())
     return largest

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+import models
 from models import Network
-from quant import swap_
+from quant import shifted, swap_
 
 from .convert import own_parameters_
 from .functional import HALF, RETRACTION
@@ -115,13 +116,14 @@ class TimeNeuron(IFNeuron):
     @classmethod
     def from_neuron(cls, neuron: IFNeuron, surrogate: str) -> "TimeNeuron":
         """Return the trainable neuron that shares the threshold of `neuron`."""
-        new = cls(neuron.threshold, neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes, neuron.start)
+        new = cls(neuron.threshold, neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes, neuron.start, neuron.bias)
         new.surrogate = surrogate
         return new.train(neuron.training)
 
     def neuron(self) -> IFNeuron:
         """Return the IF neuron that shares the threshold."""
-        return IFNeuron(self.threshold, self.time_steps, self.signed, self.delay, self.encodes, self.start).train(self.training)
+        how = (self.time_steps, self.signed, self.delay, self.encodes, self.start)
+        return IFNeuron(self.threshold, *how, self.bias).train(self.training)
 
     def forward(self, current: Tensor) -> Tensor:
         """Map current [T·B, ...], or [B, ...] if the neuron encodes, to s·θ [T·B, ...]; half precision sums in float32."""
@@ -130,6 +132,7 @@ class TimeNeuron(IFNeuron):
         if current.dtype in (torch.float16, torch.bfloat16):
             current = current.float()
         threshold, steps = self.threshold.detach().to(current.dtype), self.time_steps
+        current = shifted(current, self.bias)
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
         spikes = fire_through_time(current, threshold, self.signed, self.delay, self.start, self.surrogate)
         return (spikes * threshold).flatten(0, 1)
@@ -198,9 +201,10 @@ class ThroughTime(nn.Module):
 
 
 def spiking_norms(snn: Network) -> list[nn.Module]:
-    """Return the BN modules, without steps of their own yet, that see spikes: all but those in front of the neuron that encodes."""
-    static = {unit.bn for _, unit in snn.units() if unit.activation.encodes}
-    return [module for module in snn.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module not in static]
+    """Return the BN modules, without steps of their own yet, that see spikes and a neuron behind them."""
+    found = {node.target: snn.layer(node.target) for unit in snn.graph.units for node in unit.nodes
+             if node.op == "call_module" and snn.graph.flow.folded(node)}
+    return [module for module in found.values() if isinstance(module, models.NORMS)]
 
 
 def _norms(snn: Network) -> list[nn.Module]:

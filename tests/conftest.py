@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from models import BasicBlock, Network
+from models import BasicBlock, Facts, Network, Stack
 from models.unit import conv_unit
 from quant import calibrate_, quantize_
 
@@ -79,8 +79,8 @@ def small() -> Network:
     """Return a 2-bit network of five units with a stride, a shortcut and an identity, for images of any size, in eval mode."""
     torch.manual_seed(0)
     body = nn.Sequential(conv_unit(3, 8), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
-    network = Network(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(16, 5))
-    network.arch, network.dataset = "resnet20", "cifar10"
+    stack = Stack(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(16, 5))
+    network = Network(stack, Facts("resnet20", "cifar10", 5))
     return calibrate_(quantize_(network, 2), torch.randn(24, 3, 9, 7)).eval()
 
 

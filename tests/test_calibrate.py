@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from models import Unit
 from snn_layers import calibrate_rates_, to_spiking
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -59,7 +60,7 @@ def test_chunks_add_up_to_the_whole(quantized, monkeypatch):
     for chunk in (8, 3):
         monkeypatch.setattr("snn_layers.calibrate.CHUNK", chunk)
         snn = calibrate_rates_(to_spiking(quantized), quantized, IMAGES)
-        biases.append(torch.cat([unit.bn.bias for _, unit in snn.units()]))
+        biases.append(torch.cat([unit.bn.bias for unit in snn.modules() if isinstance(unit, Unit)]))
     torch.testing.assert_close(biases[0], biases[1], rtol=1e-3, atol=1e-3)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import models
-from models import State
+from models import INPUT, Unit
 from quant import APoTWeight, QuantConv2d, calibrate_, compiled, quantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
@@ -24,14 +24,12 @@ NOISE = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(11))
 def spike_trains(network, images) -> list[torch.Tensor]:
     """Return what every unit fired, [T·B, ...] in {-1, 0, 1}."""
     trains, hooks = {}, []
-    for name, unit in network.units():
-        neuron = unit.neuron if hasattr(unit, "neuron") else unit.activation
-
+    for name, neuron in network.units():
         def record(_, __, output, name=name, neuron=neuron):
             fired = neuron.decode(output) if hasattr(neuron, "decode") else output
             trains[name] = (fired.double() / float(neuron.threshold)).round().to(torch.int8)
 
-        hooks.append(unit.register_forward_hook(record))
+        hooks.append(neuron.register_forward_hook(record))
     network(images)
     for hook in hooks:
         hook.remove()
@@ -69,7 +67,7 @@ def test_every_spike_on_real_images(bit, find):
 def test_linear_units_and_vanishing_and_negative_scales():
     torch.manual_seed(1)
     network = calibrate_(quantize_(models.build("alex"), 3), NOISE).eval()
-    for _, unit in network.units():
+    for unit in (module for module in network.modules() if isinstance(module, Unit)):
         unit.bn.weight[:6] = torch.tensor([0.0, -0.5, -1.0, -2.0, 0.0, 1.0])
         unit.bn.bias.add_(0.3)
     for integer in (False, True):
@@ -96,9 +94,9 @@ def test_a_readout_after_some_steps_is_the_network_that_runs_as_many(quantized, 
         for steps, logits in enumerate(early, start=1):
             torch.testing.assert_close(logits, to_spiking(quantized, neuron, steps=steps)(NOISE), rtol=1e-4, atol=1e-5)
     for network in deployed:
+        spikes, = network.advance({INPUT: NOISE}).values()
         *_, (_, last) = network.units()
-        spikes = network.advance(State(NOISE), 0, len(network.sites)).x
-        assert torch.equal(last.neuron.rates(spikes)[-1], last.neuron.rate(spikes))
+        assert torch.equal(last.rates(spikes)[-1], last.rate(spikes))
 
 
 @torch.no_grad()
@@ -106,19 +104,18 @@ def test_a_readout_after_some_steps_is_the_network_that_runs_as_many(quantized, 
 def test_a_pass_can_start_at_any_unit(quantized, integer):
     network = deploy(to_spiking(quantized), integer, compile=False)
     expected = network(NOISE)
-    for index in range(len(network.sites)):
-        torch.testing.assert_close(network.finish(network.advance(State(NOISE), 0, index), index), expected)
+    for index in range(len(network.index)):
+        torch.testing.assert_close(network.finish(network.advance({INPUT: NOISE}, 0, index), index), expected)
 
 
 @torch.no_grad()
 def test_an_update_is_a_new_deployment_of_one_unit(quantized):
     snn = to_spiking(quantized)
     network = deploy(snn, compile=False)
-    site = snn.sites()[4]
-    site.module.bn.bias += 0.3
-    site.module.conv.weight.normal_()
+    snn.body[2].part2.bn.bias += 0.3
+    snn.body[2].part2.conv.weight.normal_()
     before = network(NOISE)
-    network.update_(4, site.module)
+    network.update_(snn, snn.graph.units[4])
     assert not torch.allclose(network(NOISE), before)
     assert torch.equal(network(NOISE), deploy(snn, compile=False)(NOISE))
 

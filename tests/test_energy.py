@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Network
+from models import Network, Stack, Unit
 from models.unit import conv_unit, linear_unit
 from quant import calibrate_, quantize_
 from snn_layers import deploy, to_spiking
@@ -19,8 +19,7 @@ def plain(height: int, width: int) -> Network:
     """Return a 2-bit network of convolutional and linear units."""
     outputs = [(length + 2 - 5) // 3 + 1 for length in (height, width)]
     body = nn.Sequential(conv_unit(3, 8), conv_unit(8, 8, 5, 3, 1), nn.Flatten(), linear_unit(8 * math.prod(outputs), 16))
-    network = Network(body, nn.Identity(), nn.Linear(16, 5))
-    network.arch, network.dataset = "alex", "cifar10"
+    network = Network(Stack(body, nn.Identity(), nn.Linear(16, 5)))
     return calibrate_(quantize_(network, 2), IMAGES.repeat(8, 1, 1, 1)).eval()
 
 
@@ -43,15 +42,19 @@ def brute(layer: nn.Module, values: torch.Tensor) -> int:
     return sum(reached(layer, y, x, size) for _, _, y, x in values.nonzero().tolist())
 
 
+def units_of(model: Network) -> list[tuple[str, Unit]]:
+    """Return (name, unit) in forward order."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Unit)]
+
+
 def recorded_run(model: Network) -> tuple[dict, dict]:
-    """Return what goes into each unit and what comes out."""
+    """Return what goes into each layer with weights, and what comes out of each unit by its name."""
     inputs, outputs = {}, {}
-
-    def record(name: str, x: tuple, named: dict, y: torch.Tensor) -> None:
-        inputs[name], outputs[name] = (x[0], named.get("residual")), y
-
-    for name, unit in model.units():
-        unit.register_forward_hook(lambda _, x, named, y, name=name: record(name, x, named, y), with_kwargs=True)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_pre_hook(lambda layer, x: inputs.update({layer: x[0]}))
+    for name, activation in model.units():
+        activation.register_forward_hook(lambda _, __, y, name=name: outputs.update({name: y}))
     with torch.inference_mode():
         model(IMAGES)
     return inputs, outputs
@@ -74,13 +77,12 @@ def test_operations_are_those_of_each_spike(small, pooled, neuron):
     assert list(found) == [name for name, _ in ann.units()] + ["head"]
     for kind, model in (("acs", snn), ("nonzero", ann)):
         inputs, outputs = recorded_run(model)
-        for number, (name, unit) in enumerate(model.units()):
-            x, residual = inputs[name]
-            count = brute(unit.conv, x)
-            if residual is not None and unit.shortcut is not None:
-                count += brute(unit.shortcut.conv, residual)
-            elif residual is not None and kind == "acs":
-                count += int(residual.count_nonzero())
+        for number, (name, unit) in enumerate(units_of(model)):
+            count = brute(unit.conv, inputs[unit.conv])
+            if unit.shortcut is not None:
+                count += brute(unit.shortcut.conv, inputs[unit.shortcut.conv])
+            elif name.endswith("part2") and kind == "acs":
+                count += int(list(outputs.values())[number - 2].count_nonzero())  # the block's input
             expected = 0 if number == 0 and kind == "acs" else count / len(IMAGES)
             assert getattr(found[name], kind) == pytest.approx(expected), (kind, name)
         spikes = (outputs[name] if kind == "acs" else ann.pool(outputs[name])).count_nonzero().item()
@@ -99,7 +101,7 @@ def test_macs_are_those_of_an_image_without_zeros(small):
 
 
 def test_energy_by_hand():
-    rows = [Operations("first", 1e6, 0, 0.9e6, 0), Operations("second", 2e6, 1e5, 1e6, 3e6)]
+    rows = [Operations("first", 1e6, 0, 0.9e6, 0, 1e6), Operations("second", 2e6, 1e5, 1e6, 3e6)]
     assert ann_energy(rows, FP32) == pytest.approx(3 * 4.6 + 0.09)
     assert ann_energy(rows, INT8, skip_zeros=True) == pytest.approx(1.9 * 0.23 + 0.003)
     assert snn_energy(rows, FP32) == pytest.approx(4.6 + 2.7)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import State
+from models import INPUT
 from snn_layers import FinetuneConfig, deploy, finetune, state_bytes, to_spiking
 from snn_layers.deployed_units import SpikingUnit
 from snn_layers.finetune import unit_loss
-from snn_layers.states import advance, run, spikes_as_bytes, unpacked
+from snn_layers.states import advance, spikes_as_bytes, unpacked
 from snn_layers.unit_data import UnitData
 
 
@@ -127,30 +127,27 @@ def test_going_on_after_an_interruption_equals_an_unbroken_run(quantized, batche
     assert changed(resumed, state_of(whole)) == set()
 
 
-def test_packed_states_are_exact(quantized, batches):
-    images = batches[0][0]
+def test_packed_values_are_exact(quantized, batches):
+    packed = expected = {INPUT: batches[0][0]}
     with torch.no_grad():
-        for stop in (1, 2, 3):
-            packed = advance(State(images), quantized.sites(), 0, stop, levels=3)
-            expected, actual = run(quantized.sites()[:stop], State(images)), unpacked(packed)
-            assert packed.x.element_size() == 1
-            torch.testing.assert_close(actual.x, expected.x, rtol=1e-6, atol=0)
-            if expected.residual is None:
-                assert actual.residual is None
-            else:
-                torch.testing.assert_close(actual.residual, expected.residual, rtol=1e-6, atol=0)
+        for unit in quantized.graph.units[:4]:
+            packed, expected = advance(quantized, unit, packed), quantized.advance(unit, expected)
+            assert packed.keys() == expected.keys() - {INPUT}
+            for name, value in packed.items():
+                assert value.bytes.element_size() == 1
+                torch.testing.assert_close(unpacked(value), expected[name], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("integer", [False, True])
 def test_kept_spikes_take_one_byte_and_go_on_as_they_were(quantized, batches, integer):
     deployed, images = deploy(to_spiking(quantized), integer, compile=False), batches[0][0]
     expected = deployed.firing_rates(images)
-    state = State(images)
-    for index, site in enumerate(deployed.sites):
-        state = spikes_as_bytes(deployed.advance(state, index, index + 1))
-        assert state.x.element_size() == 1
-        assert torch.equal(deployed.mean_input(state, index + 1).x, expected[site.name])
-    torch.testing.assert_close(deployed.finish(state, len(deployed.sites)), deployed(images))
+    values = {INPUT: images}
+    for index, name in enumerate(deployed.index):
+        values = spikes_as_bytes(deployed.advance(values, index, index + 1), deployed.index)
+        assert all(value.element_size() == 1 for value in values.values())
+        assert torch.equal(deployed.mean(name, values[name]), expected[name])
+    torch.testing.assert_close(deployed.finish(values, len(deployed.index)), deployed(images))
 
 
 def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
@@ -162,16 +159,15 @@ def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
 
 def test_the_loss_is_that_of_the_spikes_and_the_gradient_that_of_the_unit(quantized, batches):
     snn, images = to_spiking(quantized), batches[0][0]
-    site = snn.sites()[1]
+    first, unit = snn.graph.units[:2]
     with torch.no_grad():
-        state = snn.sites()[0](State(images))
-        rate = site(State(state.x)).x.unflatten(0, (3, -1)).mean(0)
+        values = snn.advance(first, {INPUT: images})
+        rate = snn.mean(unit.name, snn.advance(unit, values)[unit.name])
         target = torch.rand_like(rate)
-        mean_input = State(state.x.unflatten(0, (3, -1)).mean(0))
-    loss = unit_loss(site.module, mean_input, rate, target)
+        means = {name: snn.mean(name, value) for name, value in values.items()}
+    loss = unit_loss(snn, unit, means, rate, target)
     assert loss.item() == pytest.approx((rate - target).square().mean().item(), rel=1e-5)
     loss.backward()
-    straight = torch.autograd.grad(
-        ((rate - target) * 2 / target.numel() * quantized.sites()[1].module(mean_input.x)).sum(),
-        quantized.sites()[1].module.bn.weight)[0]
-    torch.testing.assert_close(site.module.bn.weight.grad, straight, rtol=1e-4, atol=1e-6)
+    block = quantized.body[1].part1
+    straight = torch.autograd.grad(((rate - target) * 2 / target.numel() * block(means[first.name])).sum(), block.bn.weight)[0]
+    torch.testing.assert_close(snn.body[1].part1.bn.weight.grad, straight, rtol=1e-4, atol=1e-6)

@@ -63,9 +63,9 @@ def test_a_variance_of_0_in_one_channel_is_named_unless_it_only_saw_zeros(quanti
 
 def test_a_channel_without_weights_trains_and_is_no_fault():
     torch.manual_seed(0)
-    network = quantize_(build("resnet18"), 2)  # its hidden weights are float
+    network = build("resnet18")
     network.body[1].part1.conv.weight.data[5] = 0
-    calibrate_(network, IMAGES)
+    network = quantize_(calibrate_(network, IMAGES), 2)  # its hidden weights are float
     assert network.body[1].part1.bn.running_var[5] == 0
     assert fault(network) is None
     images = to_spiking(network)(IMAGES)

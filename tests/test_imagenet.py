@@ -14,7 +14,7 @@ from PIL import Image
 import models
 from quant import calibrate_
 from utils.checkpoints.checkpoint import load_network
-from utils.checkpoints.importer import load_published
+from utils.checkpoints.importer import load_published, units_of
 from utils.data.image_files import MEAN, STD, list_images, read_splits
 from utils.data.imagenet import LOADERS, ImageLoader
 from utils.distributed.processes import Place
@@ -204,7 +204,7 @@ def test_torchvision_weights_compute_what_torchvision_computes(arch):
     ours = load_published(theirs.state_dict(), arch, None, "imagenet").eval()
     assert ours.trainable_start
     layers = [m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.Linear)]
-    for name, unit in ours.units():
+    for name, unit in units_of(ours):
         layer = layers.pop(0)
         if isinstance(layer, torch.nn.Conv2d):
             x = torch.randn(1, layer.in_channels, 23, 23)

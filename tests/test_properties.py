@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import models
-from models import Network
+from models import Facts, Network, Recipe
 from models.plain import plain_network
 from models.resnet import residual_network
 from quant import calibrate_, dequantize_, quantize_, time_steps
@@ -29,16 +29,16 @@ def float_networks(draw) -> Network:
     width = st.integers(2, 6)
     if draw(st.booleans()):
         widths = tuple(draw(st.lists(width, min_size=1, max_size=2)))
-        network = residual_network(draw(width), widths, (1,) * len(widths), draw(st.integers(2, 12)))
+        stack = residual_network(draw(width), widths, (1,) * len(widths), draw(st.integers(2, 12)))
     else:
         convs = [draw(st.one_of(width, st.tuples(width, st.just(2)))) for _ in range(draw(st.integers(1, 3)))]
         side = SIZE // 2 ** sum(isinstance(conv, tuple) for conv in convs)
         channels = convs[-1][0] if isinstance(convs[-1], tuple) else convs[-1]
-        network = plain_network(convs, [channels * side**2, draw(width)], draw(st.integers(2, 12)))
-    for end in (next(network.units())[1].conv, network.head):
+        stack = plain_network(convs, [channels * side**2, draw(width)], draw(st.integers(2, 12)))
+    for end in (next(module for module in stack.modules() if isinstance(module, nn.Conv2d)), stack.head):
         end.weight.data.view(-1)[0].abs_()  # 8 bits need a positive weight, which a handful may lack
-    network.arch, network.dataset = draw(st.sampled_from(["resnet20", "resnet18"])), "cifar10"  # recipes: all weights, none
-    return network
+    recipe = draw(st.sampled_from([Recipe(fold=True), Recipe(hidden=False, ends=False, fold=True)]))  # all weights, none
+    return Network(stack, Facts("any", "cifar10", stack.head.out_features, recipe))
 
 
 @st.composite

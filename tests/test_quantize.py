@@ -18,6 +18,11 @@ def precision(network: nn.Module) -> list[int]:
     return [layer.weight_quantizer.bits if hasattr(layer, "weight_quantizer") else 32 for layer in layers]
 
 
+def units(network: nn.Module) -> list[models.Unit]:
+    """Return the units of a network by name."""
+    return [module for module in network.modules() if isinstance(module, models.Unit)]
+
+
 @pytest.mark.parametrize(("arch", "dataset", "hidden", "ends"), [
     ("alex", "cifar10", 3, 8), ("vgg11", "cifar100", 3, 8), ("resnet20", "cifar10", 3, 8), ("resnet18", "cifar10", 32, 32),
     ("alexnet", "imagenet", 32, 8), ("vgg11", "imagenet", 32, 8)])
@@ -40,8 +45,9 @@ def test_weight_bit_overrides_the_recipe():
 def test_parameters_are_shared_and_names_survive(arch):
     network = models.build(arch)
     before = dict(network.named_parameters())
-    quantize_(network, 4)
-    after = dict(network.named_parameters())
+    quantized = quantize_(network, 4)
+    assert dict(network.named_parameters()) == before  # the given network stays as it is
+    after = dict(quantized.named_parameters())
     new = {name for name in after if name not in before}
     gone = {name for name in before if name not in after}
     assert all(after[name] is before[name] for name in before.keys() & after.keys())
@@ -51,10 +57,10 @@ def test_parameters_are_shared_and_names_survive(arch):
 
 def test_the_bias_of_a_convolution_moves_into_bn():
     network = models.build("alex").eval()
-    for unit in (unit for _, unit in network.units()):
+    for unit in units(network):
         nn.init.normal_(unit.conv.bias)
     expected = network(IMAGES)
-    quantize_(network, 8, weight_bit=32)
+    network = quantize_(network, 8, weight_bit=32)
     for module in network.modules():
         if isinstance(module, QuantReLU):
             module.forward = torch.relu
@@ -67,7 +73,7 @@ def test_float_is_left_alone_and_what_is_quantized_is_refused():
     assert set(precision(network)) == {32}
     with pytest.raises(ValueError, match="weight_bit is 4"):
         quantize_(network, 32, weight_bit=4)
-    quantize_(network, 4)
+    network = quantize_(network, 4)
     with pytest.raises(ValueError, match="4-bit already"):
         quantize_(network, 3)
     with pytest.raises(ValueError, match="float network starts from a float one"):
@@ -85,20 +91,21 @@ def test_requantize_keeps_what_was_learned():
         if name.endswith((".alpha", ".threshold")):
             parameter.data.fill_(1.25)
     weight = network.head.weight
-    requantize_(network, 3)
+    network = requantize_(network, 3)
     assert network.bit == 3
     assert network.head.weight is weight
     assert {p.item() for name, p in network.named_parameters() if name.endswith((".alpha", ".threshold"))} == {1.25}
-    assert set(precision(dequantize_(network))) == {32}
+    network = dequantize_(network)
+    assert set(precision(network)) == {32}
     assert not any(name.endswith((".alpha", ".threshold")) for name in network.state_dict())
 
 
 def test_quantizers_sit_where_they_belong():
     network = quantize_(models.build("resnet20"), 3)
-    first, head = next(network.units())[1].conv, network.head
+    first, head = units(network)[0].conv, network.head
     assert isinstance(first.weight_quantizer, EightBitWeight)
     assert isinstance(head.weight_quantizer, EightBitWeight)
-    shortcuts = [unit.shortcut.conv for _, unit in network.units() if unit.shortcut is not None]
+    shortcuts = [unit.shortcut.conv for unit in units(network) if unit.shortcut is not None]
     assert len(shortcuts) == 2
     assert all(isinstance(conv.weight_quantizer, APoTWeight) for conv in shortcuts)
 
@@ -116,7 +123,7 @@ def test_calibration_gives_each_bn_the_statistics_of_its_input():
     """After 32 -> 4 bits the BN statistics do not fit (a known trap): the fit must leave normalised currents."""
     network = quantize_(models.build("resnet20"), 4).eval()
     normalised = {}
-    for name, unit in network.units():
+    for name, unit in enumerate(units(network)):
         unit.bn.register_forward_hook(lambda _, __, output, name=name: normalised.update({name: output}))
     network(IMAGES)
     stale = max(abs(output.std().item() - 1) for output in normalised.values())

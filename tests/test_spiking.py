@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models
+from models import Unit
 from quant import QuantReLU, quantize_
 from snn_layers import IFNeuron, LayerMonitor, deploy, integrate_and_fire, latency, layer_table, to_spiking
 
@@ -40,15 +41,23 @@ def test_latency_counts_the_layers_that_wait(quantized):
     assert latency(to_spiking(quantized, delay=2)) == 3 + 2 * 18  # 19 neurons, the first sees a constant current
 
 
+def current_of(unit, x, residual):
+    """Return what reaches a unit's activation."""
+    current = unit.bn(unit.conv(x))
+    return current if residual is None else current + (residual if unit.shortcut is None else unit.shortcut(residual))
+
+
 def test_a_network_agrees_with_its_layers_step_by_step(quantized):
     """Run the spiking network one time step at a time, from the equation, without the folded batch."""
     snn, ann = to_spiking(quantized.double()), quantized
     x = block = [IMAGES] * 3  # the image is a constant current
-    for site in ann.sites():
-        residual = block if site.joins else [None] * 3
-        block = x if site.opens_block else [None] * 3
-        current = torch.stack([site.module.current(x[t], residual[t]) for t in range(3)])
-        x = integrate_and_fire(current, site.module.activation.threshold) * site.module.activation.threshold
+    for name, unit in ann.named_modules():
+        if not isinstance(unit, Unit):
+            continue
+        residual = block if name.endswith("part2") else [None] * 3
+        block = block if name.endswith("part2") else x
+        current = torch.stack([current_of(unit, x[t], residual[t]) for t in range(3)])
+        x = integrate_and_fire(current, unit.activation.threshold) * unit.activation.threshold
     logits = torch.stack([ann.head(ann.pool(step)) for step in x]).mean(0)
     torch.testing.assert_close(snn(IMAGES), logits)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from models import Network
+from models import Facts, Network
 from models.resnet import residual_network
 from quant import calibrate_, quantize_
 from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
@@ -38,10 +38,9 @@ def small_network(frozen: bool = False, bit: int = 32) -> Network:
     torch.manual_seed(0)
     # oneDNN 3.12 crashes in jit_1x1 backward_weights (1x1, stride 2, channels_last) where a vector holds more than the inputs: AVX2
     # below 8 channels, AVX-512 below 16.
-    network = residual_network(16, (16, 32), (1, 1), 41)
-    network.arch, network.dataset = "resnet20", "cifar10"  # whose recipe quantizes it
+    network = Network(residual_network(16, (16, 32), (1, 1), 41), Facts("resnet20", "cifar10", 41))
     if bit < 32:
-        calibrate_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
+        network = calibrate_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
     for module in network.modules():
         for name, child in list(module.named_children()):
             if frozen and isinstance(child, nn.BatchNorm2d):

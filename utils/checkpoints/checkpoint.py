@@ -191,7 +191,7 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
         raise ValueError(f"says {contents['num_classes']} classes, but its head.weight has {len(state['head.weight'])}")
     network = models.build(contents["arch"], contents["dataset"], contents["num_classes"])
     if contents["bit"] != FLOAT_BITS:
-        quantize_(network, contents["bit"], contents["weight_bit"])
+        network = quantize_(network, contents["bit"], contents["weight_bit"])
         adopt_steps_(network, state)
     load_strictly_(network, state)
     return network.eval()

@@ -1,12 +1,14 @@
 """Published checkpoints: their names mapped to ours, then loaded strictly."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 import models
-from models import BasicBlock, Network
+from models import BasicBlock, Network, Unit
 from quant import FLOAT_BITS, quantize_
 
 CLIP = "weight_quantizer.alpha"
@@ -36,32 +38,39 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
     if classes[0] != models.CLASSES.get(dataset, classes[0]):
         raise ValueError(f"has {classes[0]} classes, {dataset} has {models.CLASSES[dataset]}: choose a file or data set that fits")
-    network = models.build(arch, dataset, classes[0])
-    quantize_(network, FLOAT_BITS if bit is None else bit)
+    network = quantize_(models.build(arch, dataset, classes[0]), FLOAT_BITS if bit is None else bit)
+    incomplete = False
     residual = any(isinstance(module, BasicBlock) for module in network.modules())
     if "features.0.weight" in state and not residual:
         # TorchVision's networks pool where these stride, and AlexNet's has no BN: a start for training only.
-        layout, network.trainable_start = partial(torchvision_layout, state), True
+        layout, incomplete = partial(torchvision_layout, state), True
     elif residual and "conv1.weight" in state:
         # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
         state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
         layout = apot_layout
-        network.trainable_start = network.bit != FLOAT_BITS
+        incomplete = network.bit != FLOAT_BITS
     else:
         layout = resnet_layout if residual else plain_layout
     names = published_names(network, dict(layout(network)))
     _check_names(state, names)
     merged = network.state_dict() | {ours: state[theirs] for ours, theirs in names.items()}
     load_strictly_(network, merged)
+    network.facts = replace(network.facts, trainable_start=incomplete)
     return network
 
 
 def load_strictly_(network: Network, state: Mapping[str, Tensor]) -> None:
     """Load a state dict in place; every key must be there, of the right shape and kind, and no other.
 
+    An activation gets the bias that calibration gave it, if the state has one.
+
     Raises:
         ValueError: names the first keys that are missing, unknown, of another shape, or no dense numbers of the right kind.
     """
+    for path in network.graph.activations.values():
+        bias = state.get(f"{path}.bias")
+        if isinstance(bias, Tensor) and network.bit != FLOAT_BITS:
+            network.layer(path).bias = nn.Parameter(torch.zeros_like(bias))
     for key, ours in network.state_dict().items():
         theirs = state.get(key)
         if isinstance(theirs, Tensor) and (theirs.layout, theirs.is_floating_point()) != (ours.layout, ours.is_floating_point()):
@@ -85,9 +94,14 @@ def published_names(network: Network, prefixes: Mapping[str, str | None]) -> dic
     return names
 
 
+def units_of(network: Network) -> list[tuple[str, Unit]]:
+    """Return (name, unit) of a network by name, in forward order."""
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, Unit)]
+
+
 def plain_layout(network: Network) -> Iterator[tuple[str, str]]:
     """Yield the prefixes of alex, vgg11, vgg16, alexnet: layer{i}.block.{0: conv, 1: bn, 2: activation}, from 1."""
-    units = list(network.units())
+    units = units_of(network)
     for index, (name, _) in enumerate(units, start=1):
         yield from _block_prefixes(name, f"layer{index}.block")
     yield "head", f"layer{len(units) + 1}.block"
@@ -112,7 +126,7 @@ def blocks(network: Network) -> Iterator[tuple[str, str, BasicBlock]]:
 
 def resnet_layout(network: Network) -> Iterator[tuple[str, str]]:
     """Yield the prefixes of Fast-SNN's residual networks: layer0, layer{1-3}.{j}.part{1,2}, layer4."""
-    stem, _ = next(network.units())
+    stem, _ = units_of(network)[0]
     yield from _block_prefixes(stem, "layer0.block")
     for name, published, block in blocks(network):
         for part in ("part1", "part2"):
@@ -132,7 +146,7 @@ def apot_layout(network: Network) -> Iterator[tuple[str, str | None]]:
 
     The last activation feeds no conv, so that its threshold stays as initialised: such a file is a start for training.
     """
-    writer, _ = next(network.units())
+    writer, _ = units_of(network)[0]
     yield f"{writer}.conv", "conv1"
     yield f"{writer}.bn", "bn1"
     for name, published, block in blocks(network):
@@ -162,7 +176,7 @@ def torchvision_layout(state: Mapping[str, Tensor], network: Network) -> Iterato
         return [f"{part}.{number}" for number in sorted(found, key=int)]
 
     convs, norms, linears = numbered("features", 4), numbered("features", 1), numbered("classifier", 2)
-    units = list(network.units())
+    units = units_of(network)
     spatial = [name for name, unit in units if isinstance(unit.conv, nn.Conv2d)]
     if (len(convs), len(linears)) != (len(spatial), len(units) - len(spatial) + 1) or len(norms) not in (0, len(convs)):
         raise ValueError(f"has {len(convs)} convolutions, {len(norms)} BN and {len(linears)} linear layers: another network")
@@ -175,8 +189,12 @@ def torchvision_layout(state: Mapping[str, Tensor], network: Network) -> Iterato
 
 def reset_head_(network: Network, classes: int) -> None:
     """Give a network, in place, a freshly initialised last layer for another number of classes."""
-    network.head = nn.Linear(network.head.in_features, classes)
-    network.num_classes = classes
+    heads = [path for path, region in network.graph.regions.items()
+             if region == "readout" and isinstance(network.layer(path), nn.Linear)]
+    if not heads:
+        raise ValueError(f"has {network.num_classes} classes and no linear layer at its end that could be replaced")
+    network.set_layer(heads[-1], nn.Linear(network.layer(heads[-1]).in_features, classes))
+    network.facts = replace(network.facts, num_classes=classes)
 
 
 def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:

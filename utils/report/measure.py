@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Network, Unit
-from quant import quantized_once
+from models import Network, Part, Values
+from quant import quantized_once, shifted
 from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
-from snn_layers.energy import Operations, mean_over_batches, operations, walk
+from snn_layers.energy import Operations, mean_over_batches, operations
 
 from ..training.engine import progress_bar
 from ..training.metrics import Meter, ReadoutMeter
@@ -56,7 +56,7 @@ class Traces:
 @torch.inference_mode()
 def compare(ann: Network, snn: Network | Deployed, batches: Batches, amp: bool = False, limit: int | None = None) -> dict[str, Any]:
     """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics."""
-    device = ann.head.weight.device
+    device = next(ann.parameters()).device
     ann_meter, meter = Meter(device), ReadoutMeter(snn.time_steps, device)
     with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
         for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", limit):
@@ -88,7 +88,7 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
     found = []
     for delay in delays:
         snn = to_spiking(ann, neuron, delay)
-        deployed, meter = deploy(snn, compile=False), ReadoutMeter(snn.time_steps, snn.head.weight.device)
+        deployed, meter = deploy(snn, compile=False), ReadoutMeter(snn.time_steps, next(snn.parameters()).device)
         for images, labels in batches:
             meter.update(deployed.readouts(images), labels)
         found.append((delay, latency(snn), [scores.top1 for scores in meter.scores()]))
@@ -98,22 +98,19 @@ def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> lis
 @torch.inference_mode()
 def traces(snn: Network, image: Tensor, names: list[str]) -> list[Traces]:
     """Return the traces of the liveliest neurons of the named units on an image [3, H, W], from the plain layers in float64."""
-    found = []
-    for site, state in walk(deepcopy(snn).double(), image[None].double()):
-        if site is not None and site.name in names and isinstance(site.module, Unit):
-            found.append(trace(site.name, site.module, state.x, state.residual if site.joins else None))
-    return found
+    snn = deepcopy(snn).double()
+    return [trace(snn, part, values) for part, values in snn.walk(image[None].double()) if part.name in names]
 
 
-def trace(name: str, unit: Unit, x: Tensor, residual: Tensor | None) -> Traces:
-    """Return a unit's traces for its spike input [T·1, ...]: v_t = v_0 + Σ I - θ Σ s, over what the neuron has seen by step t."""
-    neuron, current = unit.activation, unit.current(x, residual)
+def trace(snn: Network, unit: Part, values: Values) -> Traces:
+    """Return a unit's traces for the values in front of it: v_t = v_0 + Σ I - θ Σ s, over what the neuron has seen by step t."""
+    neuron, current = snn.activation(unit.name), snn.run(unit, values)[0]
     steps, theta = neuron.time_steps, neuron.threshold
-    spikes = neuron.spike_train(current).flatten(1)
+    spikes, current = neuron.spike_train(current).flatten(1), shifted(current, neuron.bias)
     current = (current.expand(steps, *current.shape[1:]) if neuron.encodes else current).flatten(1)
     seen = [min(step + neuron.delay, steps) for step in range(1, steps + 1)]
     membrane = theta * neuron.start + current.cumsum(0)[[step - 1 for step in seen]] - theta * spikes.cumsum(0)
     membrane = torch.cat((torch.full_like(membrane[:1], (theta * neuron.start).item()), membrane)) / theta
     active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # those that change the most show the most
     chosen = active.argsort(descending=True, stable=True)[:RASTER]
-    return Traces(name, membrane[:, chosen[:TRACES]].float(), spikes[:, chosen].float())
+    return Traces(unit.name, membrane[:, chosen[:TRACES]].float(), spikes[:, chosen].float())

@@ -147,7 +147,7 @@ def energy_section(networks: list[Measured], ann: Network, figures: dict[str, An
     dense = line("quantized ANN", sums.macs, sums.adds, figures["ann"]["energy"], "")
     lines = [["float ANN", *dense[1:4], "", ""], dense, line("quantized ANN, zero activations skipped", sums.nonzero, sums.adds,
                                                              figures["ann"]["energy_without_zeros"], "")]
-    lines += [line(f"SNN, {network.name}", network.operations[0].macs, total(network.operations).acs, snn["energy"],
+    lines += [line(f"SNN, {network.name}", total(network.operations).analog, total(network.operations).acs, snn["energy"],
                    network.latency) for network, snn in zip(networks, figures["snns"], strict=True)]
     layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
               for index, row in enumerate(rows)]

@@ -2,6 +2,7 @@
 
 import time
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,7 @@ def fit(network: Network, settings: Settings, data: Data, train_batches: Loader)
     images = train_batches.first(min(data.fit_images, (limit or data.fit_images) * settings.data.batch_size))
     calibrate_(network, images)
     processes.agree_(network)
-    network.trainable_start = False
+    network.facts = replace(network.facts, trainable_start=False)
     after = evaluate(network, check, amp, limit, "after fitting")
     print(f"fitted to {len(images)} training images: accuracy on {after.count} training images {before:.2f} -> {after.top1:.2f} %")
 

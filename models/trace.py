@@ -1,0 +1,252 @@
+"""Any nn.Module as a graph of calls: torch.fx traces it, and each call of an activation gets a module of its own."""
+
+import inspect
+import operator
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from math import inf
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # what a trace leaves of them; ReLU6 is a Hardtanh
+POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
+class FollowsMode(nn.Module):
+    """A function with an argument `training`, such as dropout, that a trace would freeze."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the function in the mode of the network."""
+        return self.function(*args, **kwargs, training=self.training)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return getattr(module, "leaf", False) or super().is_leaf_module(module, name)
+
+
+def sharing_copy(module: nn.Module, buffers: bool) -> nn.Module:
+    """Return a copy with the same Parameter objects, and where asked for the same buffers."""
+    shared = (*module.parameters(), *(module.buffers() if buffers else ()))
+    return deepcopy(module, {id(tensor): tensor for tensor in shared})
+
+
+def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """Return a copy of a module that shares its parameters, and the graph of its calls in eval mode.
+
+    In the graph, each call of a ReLU, clipped or not, module or function, is the call of a module of its own. The first call of
+    a module keeps its name, the k-th one has `_k` behind it; a function is `activation` in the module that calls it.
+    Max-pooling is a module too, in front of the activation where it is all that reads it: max(Q(x)) = Q(max(x)). Nothing is
+    in place, and what depends on `training` follows the mode. A module with the attribute `leaf = True` is one call.
+
+    Raises:
+        ValueError: control flow that cannot be traced, several inputs, an assignment to part of a tensor.
+    """
+    modes = {name: child.training for name, child in module.named_modules()}
+    copy = sharing_copy(module, buffers=False).eval()
+    _, *others = inspect.signature(copy.forward).parameters.values()
+    missing = [p.name for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if missing:
+        raise ValueError(f"{type(module).__name__} takes {', '.join(missing)} beside its images: give them defaults")
+    defaults = {p.name: p.default for p in others if p.default is not p.empty}
+    try:
+        graph = _Tracer().trace(copy, defaults)
+    except Exception as error:  # what runs here is the user's
+        raise ValueError(f"{type(module).__name__} cannot be traced ({_reason(error)}): take control flow that depends on values "
+                         "out of forward, or put it into a module with the attribute leaf = True") from error
+    for child_name, child in copy.named_modules():
+        child.training = modes[child_name]
+    _Rewriter(copy, graph).rewrite()
+    _register_constants_(copy, graph)
+    _drop_unused_(copy, graph)
+    return copy, graph
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of the user's code at which a trace failed, and why."""
+    frames = [frame for frame in inspect.getinnerframes(error.__traceback__) if "torch" not in frame.filename.split("/")[-4:]
+              and "/torch/" not in frame.filename and frame.filename != __file__]
+    place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    return place + (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+
+
+def call_name(node: fx.Node) -> str:
+    """Return what a node calls, as written: "conv2d", "view", or the module's name."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def called(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """Return the module that a node calls, None for a function."""
+    return root.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+class _Rewriter:
+    """The changes to a fresh trace, in place; see `trace`."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph):
+        self.root, self.graph = root, graph
+        self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self.calls: dict[str, int] = {}  # of each activation's module
+
+    def rewrite(self) -> None:
+        for node in list(self.graph.nodes):
+            if (node.op == "placeholder" and self.order[node]) or call_name(node) in ("_assert_is_none", "_assert"):
+                continue  # arguments that have their defaults
+            if call_name(node) in ("setitem", "__setitem__"):
+                raise ValueError(f"{node.name} assigns to part of a tensor: build it with torch.cat or torch.where instead")
+            self._functional(node)
+        for node in list(self.graph.nodes):
+            if isinstance(called(node, self.root), POOLS):
+                self._in_front(node)
+
+    def _functional(self, node: fx.Node) -> None:
+        """Replace a call by that of a module where it needs one, and one in place by one that is not."""
+        module, name = called(node, self.root), call_name(node)
+        clip = self._clip(node, module)
+        in_place = (node.op == "call_method" and name.endswith("_") and not name.endswith("__")) or bool(
+            getattr(module, "inplace", False) or node.kwargs.get("inplace"))
+        if clip is not None:
+            new = self._activation(node, module, clip)
+        elif module is None and name in _POOL_MODULES:
+            new = self._call(node, _POOL_MODULES[name](**self._pool_arguments(node, name)), self._name(node, "pool"))
+        elif node.op == "call_function" and (given := _given(node)).get("training") is False:
+            kwargs = {key: value for key, value in given.items() if key not in ("training", "inplace", "input")}
+            new = self._call(node, FollowsMode(node.target), self._name(node, name), kwargs)
+        else:
+            new = node
+            if in_place and node.op == "call_method":
+                node.target = name.rstrip("_")
+            elif in_place and module is None:
+                node.kwargs = {**node.kwargs, "inplace": False}
+        if in_place:  # what comes later and reads the argument sees the result
+            source = node.all_input_nodes[0]
+            source.replace_all_uses_with(new, lambda user: self.order.get(user, -1) > self.order[node])
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        if new is not node:
+            node.replace_all_uses_with(new)
+            self.graph.erase_node(node)
+
+    def _clip(self, node: fx.Node, module: nn.Module | None) -> float | None:
+        """Return where the ReLU that a node calls is clipped, infinity if it is not; None for no ReLU."""
+        if module is not None:
+            if isinstance(module, nn.Hardtanh):
+                return float(module.max_val) if module.min_val == 0 else None
+            return inf if isinstance(module, nn.ReLU) else None
+        name = call_name(node).rstrip("_")
+        if node.op not in ("call_function", "call_method") or name not in _CLIPS:
+            return None
+        low, high = _CLIPS[name]
+        low = argument(node, 1, *low) if isinstance(low, tuple) else low
+        high = argument(node, 2, *high) if isinstance(high, tuple) else high
+        return inf if low == 0 and high is None else self._number(high) if self._number(low) == 0 else None
+
+    def _number(self, value: Any) -> float | None:
+        """Return a number, or what a parameter or buffer with one element holds."""
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            value = operator.attrgetter(value.target)(self.root)
+        if isinstance(value, Tensor):
+            return value.item() if value.numel() == 1 else None
+        return float(value) if isinstance(value, int | float) else None
+
+    def _activation(self, node: fx.Node, module: nn.Module | None, clip: float) -> fx.Node:
+        fresh = nn.ReLU() if clip == inf else nn.Hardtanh(0.0, clip)
+        if module is None:
+            return self._call(node, fresh, self._name(node, "activation"))
+        self.calls[node.target] = self.calls.get(node.target, 0) + 1
+        if self.calls[node.target] == 1:
+            return node
+        return self._call(node, fresh, self._unused(f"{node.target}_{self.calls[node.target]}"))
+
+    def _pool_arguments(self, node: fx.Node, name: str) -> dict[str, Any]:
+        if name.startswith("adaptive"):
+            return {"output_size": argument(node, 1, "output_size")}
+        found = {key: argument(node, position, key) for position, key in enumerate(POOL_ARGUMENTS, start=1)}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _call(self, node: fx.Node, module: nn.Module, name: str, kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """Return the call of a new module with what `node` reads."""
+        container, _, leaf = name.rpartition(".")
+        parent = self.root.get_submodule(container)
+        parent.add_module(leaf, module.train(parent.training))
+        with self.graph.inserting_after(node):
+            new = self.graph.call_module(name, (argument(node, 0, "input"),), kwargs)
+        self.order[new] = self.order[node]
+        return new
+
+    def _name(self, node: fx.Node, leaf: str) -> str:
+        """Return an unused name in the module whose forward calls a function."""
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        return self._unused(f"{stack[-1][0]}.{leaf}" if stack else leaf)
+
+    def _unused(self, name: str) -> str:
+        container, _, leaf = name.rpartition(".")
+        parent, free, number = self.root.get_submodule(container), leaf, 1
+        while hasattr(parent, free):
+            number += 1
+            free = f"{leaf}_{number}"
+        return f"{container}.{free}" if container else free
+
+    def _in_front(self, pool: fx.Node) -> None:
+        """Move a pooling in front of the activation that it reads, if nothing else does."""
+        activation = pool.args[0]
+        if isinstance(called(activation, self.root), ACTIVATIONS) and len(activation.users) == 1:
+            with self.graph.inserting_before(activation):
+                moved = self.graph.call_module(pool.target, (activation.args[0],))
+            pool.replace_all_uses_with(activation)
+            activation.args = (moved,)
+            self.graph.erase_node(pool)
+            self._in_front(moved)
+
+
+_POOL_MODULES = {f"{kind}max_pool{n}d": pool for kind, pools in (("", POOLS[:3]), ("adaptive_", POOLS[3:]))
+                 for n, pool in enumerate(pools, start=1)}
+# function: its lower and upper limit, or (name, default) of the argument that holds it
+_CLIPS = {"relu": (0, None), "relu6": (0, 6), "clamp_min": (("min", 0), None), "hardtanh": (("min_val", -1), ("max_val", 1)),
+          "clamp": (("min", None), ("max", None)), "clip": (("min", None), ("max", None))}
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a function with their names; nothing for one that has no signature."""
+    try:
+        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _register_constants_(root: nn.Module, graph: fx.Graph) -> None:
+    """Make buffers, that move with the network but are not saved, of the plain tensors that a graph reads."""
+    for name in {node.target for node in graph.nodes if node.op == "get_attr"}:
+        container, _, leaf = name.rpartition(".")
+        parent = root.get_submodule(container)
+        value = getattr(parent, leaf)
+        if leaf not in parent._parameters and leaf not in parent._buffers:
+            delattr(parent, leaf)
+            parent.register_buffer(leaf, value, persistent=False)
+
+
+def _drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
+    """Remove, in place, what no call reads, and say so where it has parameters."""
+    used = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    dropped = []
+    for name, _ in list(root.named_modules()):
+        if name and not any(f"{target}.".startswith(f"{name}.") or f"{name}.".startswith(f"{target}.") for target in used):
+            dropped.append(name)
+    for name in [name for name in dropped if name.rpartition(".")[0] not in dropped]:
+        container, _, leaf = name.rpartition(".")
+        module = root.get_submodule(name)
+        delattr(root.get_submodule(container), leaf)
+        if next(module.parameters(), None) is not None:
+            warnings.warn(f"{name} is left out: the network does not run it outside of training", stacklevel=4)

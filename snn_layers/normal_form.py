@@ -1,0 +1,224 @@
+"""The current of a unit as Σ_k scale_k · conv_k(spikes_k) + bias, where its affine calls come to that."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from models import NORMS, Network, Part
+from models.trace import argument, call_name
+from quant import APoTWeight
+
+from .integer import Geometry
+from .step_norm import StepNorm
+
+# Calls that move values without changing them, so that they may work on spikes as they are stored.
+MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
+         "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten"}
+MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@dataclass(frozen=True)
+class Term:
+    """scale · conv(spikes): the spikes of `source`, moved as `node` says.
+
+    Attributes:
+        weight: [C', C, k, k] numerators; None is the identity.
+        scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
+        bytes: the numerators are small integers.
+    """
+
+    source: str
+    node: fx.Node
+    weight: Tensor | None
+    geometry: Geometry
+    scale: Tensor
+    bytes: bool = False
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A sum of terms and a bias [C], [] or [T, C], float64."""
+
+    terms: tuple[Term, ...]
+    bias: Tensor
+
+    def times(self, factor: Tensor | float) -> "Affine":
+        """Return the product with a number or with one for each channel."""
+        return Affine(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.bias * factor)
+
+    def plus(self, other: "Affine") -> "Affine":
+        """Return the sum."""
+        return Affine(self.terms + other.terms, self.bias + other.bias)
+
+
+Pieces = tuple[tuple[str, fx.Node], ...]  # a concatenation, along the channels, of the spikes of units, moved as nodes say
+
+
+def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
+    """Return the normal form of a unit's current; None where it has none.
+
+    Args:
+        channels: of the units before it, where they are known; that of the unit is added.
+    """
+    if unit.encodes or unit.shared or any(name not in snn.graph.activations for name in unit.inputs):
+        return None
+    reader = _Reader(snn, channels)
+    found = reader.affine(reader.read(unit.result))
+    if found is None or not any(term.weight is not None for term in found.terms):
+        return None
+    if len(found.terms) > 2 and found.bias.dim() == 2:  # BN of each time step: `fire_steps` has two terms
+        return None
+    channels[unit.name] = next(len(term.weight) for term in found.terms if term.weight is not None)
+    return found
+
+
+def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return (numerators, step) with quantized weight = step · numerators, as [C', C, k, k] and a float64 scalar.
+
+    Weights that are not APoT-quantized are their own numerators; a linear layer is a 1x1 convolution.
+    """
+    quantizer = getattr(layer, "weight_quantizer", nn.Identity())
+    step = torch.ones((), dtype=torch.float64, device=layer.weight.device)
+    if isinstance(quantizer, APoTWeight):
+        step = quantizer.alpha.detach().double() / quantizer.denominator
+        weight = (quantizer(layer.weight).detach().double() / step).round()
+    else:
+        weight = quantizer(layer.weight.detach().double())  # 8-bit weights: in float32 their product with the step is rounded
+    return (weight[..., None, None] if weight.dim() == 2 else weight), step
+
+
+def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, float64, with bn(x) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
+    gain = (1 if bn.weight is None else bn.weight.detach().double()) / (bn.running_var.double() + bn.eps).sqrt()
+    return gain, (0 if bn.bias is None else bn.bias.detach().double()) - bn.running_mean.double() * gain
+
+
+class _Reader:
+    """Reads nodes as pieces of spikes or as affine sums of them."""
+
+    def __init__(self, snn: Network, channels: dict[str, int]):
+        self.snn, self.channels = snn, channels
+        self.names = {path: name for name, path in snn.graph.activations.items()}
+
+    def affine(self, found: "Affine | Pieces | None") -> Affine | None:
+        """Return pieces as a term of their own, if there is one."""
+        if not isinstance(found, tuple):
+            return found
+        if len(found) > 1:
+            return None
+        one = torch.ones((), dtype=torch.float64, device=self.snn.layer(self.snn.graph.activations[found[0][0]]).threshold.device)
+        return Affine((Term(*found[0], None, Geometry(), one),), torch.zeros_like(one))
+
+    def read(self, node: object) -> "Affine | Pieces | None":
+        """Return what a node is; None where it is neither."""
+        if not isinstance(node, fx.Node):
+            return None
+        if node.op == "call_module" and node.target in self.names:
+            return ((self.names[node.target], node),)
+        layer, name = self._layer(node), call_name(node)
+        inner = getattr(getattr(layer, "function", None), "__name__", "")
+        if isinstance(layer, SAME) or "dropout" in inner or name in ("dropout", "clone"):
+            return self.read(node.args[0])
+        if isinstance(layer, MOVING) or (layer is None and name in MOVES) or self._repeats(node, layer):
+            pieces = self.read(node.args[0])
+            return ((pieces[0][0], node),) if isinstance(pieces, tuple) and len(pieces) == 1 else None
+        if layer is None and name in ("cat", "concat", "concatenate"):
+            parts = [self.read(part) for part in node.args[0]]
+            along = argument(node, 1, "dim", 0) == 1 and all(isinstance(part, tuple) for part in parts)
+            return tuple(piece for part in parts for piece in part) if along else None
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            return self._weighted(layer, self.read(node.args[0]))
+        if isinstance(layer, (*NORMS, StepNorm)):
+            inside = self.affine(self.read(node.args[0]))
+            if inside is None or layer.running_mean is None:
+                return None
+            gain, bias = normalization(layer)
+            return inside.times(gain).plus(Affine((), bias))
+        if isinstance(layer, nn.AvgPool2d):
+            return self._average(layer, self.read(node.args[0]))
+        return self._arithmetic(node, name) if layer is None else None
+
+    def _layer(self, node: fx.Node) -> nn.Module | None:
+        return self.snn.layer(node.target) if node.op == "call_module" else None
+
+    def _repeats(self, node: fx.Node, layer: nn.Module | None) -> bool:
+        """Return whether a node is nearest upsampling: each value appears several times."""
+        if isinstance(layer, nn.Upsample):
+            return layer.mode == "nearest"
+        return layer is None and call_name(node) == "interpolate" and argument(node, 3, "mode", "nearest") == "nearest"
+
+    def _weighted(self, layer: nn.Module, pieces: "Affine | Pieces | None") -> Affine | None:
+        """Return a convolution of pieces: one term for each, with its part of the input channels."""
+        if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not all(self._flat(*piece) for piece in pieces)):
+            return None
+        geometry = Geometry.of(layer)
+        weight, step = weight_integers(layer)
+        sizes = [self.channels.get(source) if node.target in self.names else None for source, node in pieces]
+        if len(pieces) == 1:
+            sizes = [weight.shape[1]]
+        elif sizes.count(None) == 1:
+            sizes[sizes.index(None)] = weight.shape[1] - sum(size for size in sizes if size is not None)
+        if None in sizes or (len(pieces) > 1 and geometry.groups > 1):
+            return None
+        small = isinstance(getattr(layer, "weight_quantizer", None), APoTWeight)
+        terms = [Term(source, node, part, geometry, step, small)
+                 for (source, node), part in zip(pieces, weight.split(sizes, 1), strict=True)]
+        return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
+
+    def _flat(self, source: str, node: fx.Node) -> bool:
+        """Return whether a piece is [B, C]: of a hidden linear unit, or flattened."""
+        layer, name = self._layer(node), call_name(node)
+        if node.target in self.names:
+            return self._of_linear(source)
+        if isinstance(layer, nn.Flatten):
+            return (layer.start_dim, layer.end_dim) == (1, -1)
+        if name == "flatten":
+            return argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
+        return name in ("view", "reshape") and len(node.args) == 3
+
+    def _of_linear(self, source: str) -> bool:
+        unit = next(unit for unit in self.snn.graph.units if unit.name == source)
+        layers = [self.snn.layer(node.target) for node in unit.nodes if node.op == "call_module"]
+        return any(isinstance(layer, nn.Linear) for layer in layers) and all(
+            isinstance(layer, nn.Linear | nn.BatchNorm1d | nn.Flatten | SAME) for layer in layers)
+
+    def _average(self, pool: nn.AvgPool2d, pieces: "Affine | Pieces | None") -> Affine | None:
+        """Return average pooling as a convolution of ones."""
+        found = self.affine(pieces)
+        padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
+        if not isinstance(pieces, tuple) or found is None or padded or pool.ceil_mode or pool.divisor_override:
+            return None
+        channels = self.channels.get(pieces[0][0]) if pieces[0][1].target in self.names else None
+        if channels is None:
+            return None
+        kernel, stride, padding = (value if isinstance(value, tuple) else (value, value)
+                                   for value in (pool.kernel_size, pool.stride, pool.padding))
+        ones = torch.ones(channels, 1, *kernel, dtype=torch.float64, device=found.bias.device)
+        term = replace(found.terms[0], weight=ones, geometry=Geometry(stride, padding, groups=channels), bytes=True)
+        return Affine((term,), found.bias).times(1 / (kernel[0] * kernel[1]))
+
+    def _arithmetic(self, node: fx.Node, name: str) -> Affine | None:
+        """Return sums, differences, and products with numbers."""
+        if name not in ("add", "sub", "mul", "truediv", "div", "neg") or node.kwargs:
+            return None
+        left = self.affine(self.read(node.args[0]))
+        if name == "neg":
+            return None if left is None else left.times(-1)
+        numbers = [value for value in node.args if isinstance(value, int | float)]
+        if not numbers:
+            right = self.affine(self.read(node.args[1]))
+            if left is None or right is None or name not in ("add", "sub"):
+                return None
+            return left.plus(right.times(-1) if name == "sub" else right)
+        inside = left or self.affine(self.read(node.args[1]))
+        if inside is None:
+            return None
+        if name in ("add", "sub"):
+            sign = -1 if name == "sub" and left is None else 1
+            shift = -numbers[0] if name == "sub" and left is not None else numbers[0]
+            return replace(inside.times(sign), bias=inside.bias * sign + shift)
+        if left is None and name != "mul":
+            return None
+        return inside.times(numbers[0] if name == "mul" else 1 / numbers[0])
