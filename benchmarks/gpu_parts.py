@@ -111,11 +111,11 @@ def spike_trains(network: nn.Module, images: Tensor) -> list[Tensor]:
     """Return the spikes [T·B, ...] of each unit, int8 on the CPU."""
     zero, found = getattr(network, "zero", None), []
 
-    def keep(unit: nn.Module, _: object, output: Tensor) -> None:
-        spikes = output.float() - zero if zero is not None else output / unit.activation.threshold
+    def keep(neuron: nn.Module, _: object, output: Tensor) -> None:
+        spikes = output.float() - zero if zero is not None else output / neuron.threshold
         found.append(spikes.round().to(torch.int8).cpu())
 
-    hooks = [unit.register_forward_hook(keep) for _, unit in network.units()]
+    hooks = [neuron.register_forward_hook(keep) for _, neuron in network.units()]
     with torch.inference_mode():
         network(images)
     for hook in hooks:

@@ -82,13 +82,13 @@ def spikingjelly_network(ann: Network, images: Tensor) -> Network | None:
         return None
     ours = to_spiking(ann, "unsigned")
     theirs = copy.deepcopy(ours)
-    for _, unit in theirs.units():
-        node = IFNode(v_threshold=unit.activation.threshold.item(), v_reset=None, step_mode="m").eval()
-        unit.activation = JellyNeuron(unit.activation, node)
+    for name, neuron in list(theirs.units()):
+        node = IFNode(v_threshold=neuron.threshold.item(), v_reset=None, step_mode="m").eval()
+        theirs.set_layer(theirs.graph.activations[name], JellyNeuron(neuron, node))
     trains: dict[str, list[Tensor]] = {}
     for network in (ours, theirs):
-        for name, unit in network.units():
-            hook = unit.register_forward_hook(lambda _, __, spikes, name=name: trains.setdefault(name, []).append(spikes.clone()))
+        for name, neuron in network.units():
+            hook = neuron.register_forward_hook(lambda _, __, spikes, name=name: trains.setdefault(name, []).append(spikes.clone()))
             trains.setdefault("hooks", []).append(hook)
         InferenceOnly(network, images[:16])()
     for hook in trains.pop("hooks"):

@@ -12,7 +12,8 @@ from .network import Facts, Network, Recipe, Values, tree
 from .unit import BasicBlock, Shortcut, Stack, Unit
 
 __all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
-           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "live", "mean_over_time", "moving", "recipe", "tree"]
+           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "live", "mean_over_time", "moving",
+           "recipe", "tree"]
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
 REGISTRY: dict[str, dict[str, tuple[Callable[[int], nn.Module], Recipe]]] = {

@@ -28,8 +28,8 @@ AXES = {  # call: (position, name, default) of the axes that it works along or m
     "cat": (1, "dim", 0), "concat": (1, "dim", 0), "concatenate": (1, "dim", 0), "stack": (1, "dim", 0), "split": (2, "dim", 0),
     "chunk": (2, "dim", 0), "tensor_split": (2, "dim", 0), "unbind": (1, "dim", 0), "flatten": (1, "start_dim", 0),
     "mean": (1, "dim", 0), "sum": (1, "dim", 0), "transpose": (1, "dim0", 0), "swapaxes": (1, "axis0", 0),
-    "movedim": (1, "source", 0),    "narrow": (1, "dim", 0), "select": (1, "dim", 0), "index_select": (1, "dim", 0), "unsqueeze": (1, "dim", 0),
-    "roll": (2, "dims", 0), "flip": (1, "dims", 0), "repeat_interleave": (2, "dim", 0)}
+    "movedim": (1, "source", 0), "narrow": (1, "dim", 0), "select": (1, "dim", 0), "index_select": (1, "dim", 0),
+    "unsqueeze": (1, "dim", 0), "roll": (2, "dims", 0), "flip": (1, "dims", 0), "repeat_interleave": (2, "dim", 0)}
 SMOOTH = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic", "area")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .affine import NORMS, WEIGHTED, is_place, is_size, objection
@@ -276,10 +277,7 @@ class _Writer:
         """Return (root, time_steps, *inputs) -> (end, *shared)."""
         result = self.emit(end, folded) if end.op != "output" else fx.map_arg(end.args[0], lambda node: self.emit(node, False))
         self.graph.output((result, *(self.emit(node, self.flow.folded(node)) for node in shared)))
-        code = self.graph.python_code("self")
-        names = dict(code.globals)
-        exec(compile(code.src, "<part of a network>", "exec"), names)
-        return names["forward"]
+        return compiled(self.graph)
 
     def emit(self, node: fx.Node, folded: bool) -> fx.Node:
         """Return the node with time folded into its batch or not."""
@@ -313,9 +311,54 @@ class _Writer:
         return self.graph.call_function(sized, (real, self.steps, folded))
 
 
-def moving(graph: Graph, source: str, node: fx.Node) -> Callable[..., tuple]:
-    """Return (root, time_steps, x) -> (y,) for the calls that move what the unit `source` puts out, x, to a node, y."""
-    return _Writer(graph.flow, [graph.values[source]]).function(node, [], True)
+def moving(graph: Graph, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]) -> Callable[..., Tensor] | None:
+    """Return (root, time_steps, x) -> y for calls that move or pool spikes x as they are stored, each on what the one before it
+    puts out; None where one needs the size of something else.
+
+    Max-pooling is that of the spikes so far, whose steps are spikes again.
+
+    Args:
+        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers.
+    """
+    written = fx.Graph()
+    steps, start = written.placeholder("time_steps"), written.placeholder("x")
+    x = start
+    for node in chain:
+        if any(source is not node.args[0] for source in graph.flow.sources(node)):
+            return None
+        moves = node not in graph.flow.pools and node not in windows
+        x = x if moves else written.call_method("float", (x,))
+        if node in windows:
+            x = written.call_function(window_sums, (x, *windows[node]))
+        elif node in graph.flow.pools:
+            sums = written.call_function(accumulated, (x, steps))
+            x = written.call_function(increments, (written.call_module(node.target, (sums,)), steps))
+        else:
+            x = _on(graph.flow, written, node, node.args[0], x)
+        x = x if moves else written.call_method("type_as", (x, start))
+    written.output(x)
+    return compiled(written)
+
+
+def _on(flow: "_Flow", written: fx.Graph, node: fx.Node, source: fx.Node, x: fx.Node) -> fx.Node:
+    """Write a call, and the sizes that it reads, with x in the place of `source`."""
+    def put(read: fx.Node) -> fx.Node:
+        return x if read is source else _on(flow, written, read, source, x)
+
+    return written.node_copy(node, put)
+
+
+def window_sums(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Return the sums of x [B, C, H, W] over windows."""
+    return F.avg_pool2d(x, kernel, stride, divisor_override=1)
+
+
+def compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """Return the function that a graph describes; its first argument is where its layers are."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(compile(code.src, "<part of a network>", "exec"), names)
+    return names["forward"]
 
 
 def live(values: dict[str, Any], part: Part) -> dict[str, Any]:

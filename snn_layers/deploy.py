@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from models import INPUT, Network, Part, Values, live
+from models import INPUT, WEIGHTED, Network, Part, Values, live
 from quant import APoTWeight
 
 from .deployed_units import Convolution, ExactUnit, Excerpt, SpikingUnit
@@ -33,6 +33,8 @@ class Deployed(nn.Module):
         for unit in snn.graph.units:
             self.update_(snn, unit)
         self.head = Excerpt(snn, snn.graph.readout, torch.float32)
+        layers = [snn.layer(path) for path in snn.graph.units[0].modules()]
+        self.dimensions = next((layer.weight.dim() for layer in layers if isinstance(layer, WEIGHTED[:3])), None)  # of images
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -51,11 +53,7 @@ class Deployed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to logits [B, classes].
-
-        Raises:
-            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
-        """
+        """Map images [B, 3, H, W] to logits [B, classes]; see `parts` for what is refused."""
         found = [self._read(self.means(self.advance({INPUT: part}))) for part in self.parts(images)]
         return tree_map(lambda *outputs: torch.cat(outputs), *found)
 
@@ -92,8 +90,6 @@ class Deployed(nn.Module):
     @torch.no_grad()
     def advance(self, values: Values, start: int = 0, stop: int | None = None) -> Values:
         """Run the units [start, stop) on what is alive in front of them."""
-        if INPUT in values:
-            check_images(values[INPUT])
         for unit in self.graph.units[start:stop]:
             values, _ = self.step(unit, values)
         return values
@@ -117,7 +113,16 @@ class Deployed(nn.Module):
         return self._read(self.means(self.advance(values, index)))
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Split images into those that go through the network at a time."""
+        """Split images into those that go through the network at a time.
+
+        Raises:
+            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
+        """
+        if not images.is_floating_point() or len(images) == 0 or images.dim() != (self.dimensions or images.dim()):
+            raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
+                             "[B, 3, H, W] are needed")
+        if not torch.isfinite(images).all():
+            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         return images.split(self.chunk or self.fitting_chunk(images))
 
     def fitting_chunk(self, images: Tensor) -> int:
@@ -145,15 +150,6 @@ class Deployed(nn.Module):
         readout = self.graph.readout
         with torch.autocast(means[readout.inputs[0]].device.type, enabled=False):
             return self.head(1, *(means[name] for name in readout.inputs))[0]
-
-
-def check_images(images: Tensor) -> None:
-    """Raise ValueError for what no neuron can count: integers, no image, NaN or infinity."""
-    if not images.is_floating_point() or images.dim() < 2 or len(images) == 0:
-        raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
-                         "[B, 3, H, W] are needed")
-    if not torch.isfinite(images).all():
-        raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
 
 
 @torch.no_grad()

@@ -155,10 +155,13 @@ class SpikingUnit(nn.Module):
         # The first term is the accumulator, in whose units all else is counted: that with the most weights.
         terms = sorted(form.terms, key=lambda term: 0 if term.weight is None else -term.weight.numel())
         first = terms[0]
-        scales = [term.scale * thetas[term.source] for term in terms]
+        scales = [term.scale * thetas[term.piece.source] for term in terms]
         # Of a term that is spikes as they are stored, what stands for 0 goes into the bias.
-        bias = form.bias - sum(convolution.zero * scale for scale, term in zip(scales, terms, strict=True) if term.weight is None)
-        sums = [(1 + convolution.zero if term.weight is None else term.weight.abs().sum((1, 2, 3))) for term in terms]
+        totals = [term.piece.total for term in terms]
+        bias = form.bias - sum(convolution.zero * total * scale for scale, total, term in zip(scales, totals, terms, strict=True)
+                               if term.weight is None)
+        sums = [total * (1 + convolution.zero if term.weight is None else term.weight.abs().sum((1, 2, 3)))
+                for total, term in zip(totals, terms, strict=True)]
         weights, channels, steps = [term.weight for term in terms], len(first.weight), neuron.time_steps
         if max(value.dim() for value in (*scales, bias)) == 2:  # BN of each time step
             values = [*scales[:1], bias, *(scales[1:] or [torch.zeros_like(bias)])]
@@ -176,15 +179,25 @@ class SpikingUnit(nn.Module):
             threshold = neuron.threshold.detach().double().expand_as(scale)
             constants = neuron_constants(scale, threshold, bias, factor, largest, steps, *others)
             self.neuron = FusedNeuron(neuron, constants, convolution, fused)
-        self.convs = nn.ModuleList(nn.Identity() if weight is None else convolution(weight, term.geometry)
+        self.convs = nn.ModuleList(nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total)
                                    for weight, term in zip(weights, terms, strict=True))
-        self.moves = [moving(snn.graph, term.source, term.node) for term in terms]
+        self.pool = moving(snn.graph, form.pools, {})
+        self.moves = [moving(snn.graph, term.piece.chain, dict(term.piece.windows)) for term in terms]
         self.root = tree({path: snn.layer(path) for path in unit.modules() if not isinstance(snn.layer(path), (*NORMS, *WEIGHTED))})
-        self.reads = [unit.inputs.index(term.source) for term in terms]
+        self.reads = [unit.inputs.index(term.piece.source) for term in terms]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:
         """Map spikes + zero in the unit's order to (spikes + zero [T·B, ...],)."""
-        moved = [move(self.root, 1, inputs[index])[0] for move, index in zip(self.moves, self.reads, strict=True)]
-        flat = moved[0].dim() == 2
-        terms = [conv(x[:, :, None, None]).flatten(1) if flat else conv(x) for conv, x in zip(self.convs, moved, strict=True)]
+        spikes = [move(self.root, self.neuron.time_steps, inputs[index])
+                  for move, index in zip(self.moves, self.reads, strict=True)]
+        places = spikes[0].dim() - 2  # of a linear layer and a Conv1d a Conv2d is made, with places of size 1
+
+        def run(conv: nn.Module, x: Tensor) -> Tensor:
+            if isinstance(conv, nn.Identity) or places == 2:
+                return conv(x)
+            return conv(x[:, :, None]).squeeze(2) if places == 1 else conv(x[:, :, None, None]).flatten(1)
+
+        terms = [run(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
+        # With a positive scale, and the same bias everywhere, the largest accumulator is that of the largest current.
+        terms[0] = self.pool(self.root, self.neuron.time_steps, terms[0])
         return (self.neuron(terms[0], *(terms[1:] or [None])),)

@@ -27,6 +27,11 @@ class Geometry:
         if isinstance(layer, nn.Linear):
             return cls()
         pads = tuple(layer._reversed_padding_repeated_twice)
+        if isinstance(layer, nn.Conv1d):
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            fits = mode == "constant" and pads[0] == pads[1]
+            padding, pads = ((0, pads[0]), ()) if fits else ((0, 0), (*pads, 0, 0))
+            return cls((1, *layer.stride), padding, (1, *layer.dilation), layer.groups, pads, mode)
         if layer.padding_mode == "zeros" and pads[::2] == pads[1::2]:
             return cls(layer.stride, pads[::-2], layer.dilation, layer.groups)
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -51,7 +56,7 @@ class FloatConv(nn.Module):
 
     zero, dtype = 0, torch.float32
 
-    def __init__(self, weight: Tensor, geometry: Geometry):
+    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1):
         super().__init__()
         self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
         self.geometry = geometry
@@ -65,7 +70,10 @@ class IntegerConv(nn.Module):
     """Convolution of bytes: spikes + 1 as uint8 with zero point 1, weights as int8, sums in int32, put out as float32.
 
     Exact: the sums are below 2^24, and where a processor adds pairs of products in 16 bits, they are at most
-    2 · 2 · 127. Runs on CPUs, by oneDNN.
+    2 · 2 · 64 · 127. Runs on CPUs, by oneDNN.
+
+    Args:
+        total: spikes that average pooling has added up to one value, and so what stands for 0.
 
     Raises:
         ValueError: weights that are no integers within ±127, or sums beyond 2^24.
@@ -73,20 +81,20 @@ class IntegerConv(nn.Module):
 
     zero, dtype = 1, torch.uint8
 
-    def __init__(self, weight: Tensor, geometry: Geometry):
+    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1):
         super().__init__()
         if not torch.equal(weight, weight.round()) or weight.abs().max() > LARGEST:
             raise ValueError("the integer path needs hidden weights of 2 to 6 APoT bits, integers within 127: use the float path")
-        if weight.abs().sum((1, 2, 3)).max() >= EXACT:
+        if weight.abs().sum((1, 2, 3)).max() * total >= EXACT:
             raise ValueError("a sum of spikes could exceed 2^24: use the float path")
-        self.geometry = geometry
+        self.geometry, self.point = geometry, self.zero * total
         self.places = list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups
         self.scale = torch.ones(len(weight))
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self.packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), self.scale, 1.0, self.zero, *self.places, None)
+        self.packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), self.scale, 1.0, self.point, *self.places, None)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Map spikes + 1 [T·B, C, H, W] uint8 to accumulators [T·B, C', H', W'] float32."""
-        spikes = self.geometry.padded(spikes, self.zero)
-        return torch.ops.onednn.qconv2d_pointwise(spikes, 1.0, self.zero, self.packed, self.scale, self.zero_points, None,
+        spikes = self.geometry.padded(spikes, self.point)
+        return torch.ops.onednn.qconv2d_pointwise(spikes, 1.0, self.point, self.packed, self.scale, self.zero_points, None,
                                                   *self.places, 1.0, 0, torch.float32, "none", [], "")

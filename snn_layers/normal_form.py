@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from models import NORMS, Network, Part
-from models.trace import argument, call_name
+from models import NORMS, Network, Part, moving
+from models.trace import POOLS, argument, call_name
 from quant import APoTWeight
 
 from .integer import Geometry
@@ -15,34 +15,58 @@ from .step_norm import StepNorm
 # Calls that move values without changing them, so that they may work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
          "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten"}
+MOST = 64  # values in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Spikes of a unit, moved or pooled.
+
+    Attributes:
+        chain: the calls between them and what the unit puts out, each on the one before; average pooling adds up.
+        windows: kernel and stride of those that are average pooling.
+        total: values that average pooling has added up to one.
+        channels: how many there are, where it is known.
+    """
+
+    source: str
+    chain: tuple[fx.Node, ...] = ()
+    windows: tuple[tuple[fx.Node, tuple], ...] = ()
+    total: int = 1
+    channels: int | None = None
+
+    def through(self, node: fx.Node, moves: bool = False) -> "Piece":
+        """Return what a call makes of it; one that moves values may change the channels."""
+        return replace(self, chain=(*self.chain, node), channels=None if moves else self.channels)
+
+
+Pieces = tuple[Piece, ...]  # concatenated along the channels
+
+
+@dataclass(frozen=True)
 class Term:
-    """scale · conv(spikes): the spikes of `source`, moved as `node` says.
+    """scale · conv(spikes).
 
     Attributes:
         weight: [C', C, k, k] numerators; None is the identity.
         scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
-        bytes: the numerators are small integers.
     """
 
-    source: str
-    node: fx.Node
+    piece: Piece
     weight: Tensor | None
     geometry: Geometry
     scale: Tensor
-    bytes: bool = False
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A sum of terms and a bias [C], [] or [T, C], float64."""
+    """A sum of terms and a bias [C], [] or [T, C], float64; what is then max-pooled, by the calls in `pools`, has one term."""
 
     terms: tuple[Term, ...]
     bias: Tensor
+    pools: tuple[fx.Node, ...] = ()
 
     def times(self, factor: Tensor | float) -> "Affine":
         """Return the product with a number or with one for each channel."""
@@ -53,9 +77,6 @@ class Affine:
         return Affine(self.terms + other.terms, self.bias + other.bias)
 
 
-Pieces = tuple[tuple[str, fx.Node], ...]  # a concatenation, along the channels, of the spikes of units, moved as nodes say
-
-
 def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
     """Return the normal form of a unit's current; None where it has none.
 
@@ -64,14 +85,19 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
     """
     if unit.encodes or unit.shared or any(name not in snn.graph.activations for name in unit.inputs):
         return None
-    reader = _Reader(snn, channels)
-    found = reader.affine(reader.read(unit.result))
+    reader, node, pools = _Reader(snn, channels), unit.result, []
+    while node in snn.graph.flow.pools:
+        pools, node = [node, *pools], node.args[0]
+    found = reader.affine(reader.read(node))
     if found is None or not any(term.weight is not None for term in found.terms):
         return None
-    if len(found.terms) > 2 and found.bias.dim() == 2:  # BN of each time step: `fire_steps` has two terms
+    # Of BN of each time step `fire_steps` has two terms. Max-pooling commutes with one scale and bias, not with several.
+    if len(found.terms) > (1 if pools else 2 if found.bias.dim() == 2 else len(found.terms)) or (pools and found.bias.dim() == 2):
+        return None
+    if any(moving(snn.graph, term.piece.chain, dict(term.piece.windows)) is None for term in found.terms):
         return None
     channels[unit.name] = next(len(term.weight) for term in found.terms if term.weight is not None)
-    return found
+    return replace(found, pools=tuple(pools))
 
 
 def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -86,7 +112,7 @@ def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
         weight = (quantizer(layer.weight).detach().double() / step).round()
     else:
         weight = quantizer(layer.weight.detach().double())  # 8-bit weights: in float32 their product with the step is rounded
-    return (weight[..., None, None] if weight.dim() == 2 else weight), step
+    return (weight[..., None, None] if weight.dim() == 2 else weight[:, :, None] if weight.dim() == 3 else weight), step
 
 
 def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
@@ -102,33 +128,33 @@ class _Reader:
         self.snn, self.channels = snn, channels
         self.names = {path: name for name, path in snn.graph.activations.items()}
 
-    def affine(self, found: "Affine | Pieces | None") -> Affine | None:
+    def affine(self, found: Affine | Pieces | None) -> Affine | None:
         """Return pieces as a term of their own, if there is one."""
         if not isinstance(found, tuple):
             return found
         if len(found) > 1:
             return None
-        one = torch.ones((), dtype=torch.float64, device=self.snn.layer(self.snn.graph.activations[found[0][0]]).threshold.device)
-        return Affine((Term(*found[0], None, Geometry(), one),), torch.zeros_like(one))
+        one = torch.ones((), dtype=torch.float64, device=self.snn.activation(found[0].source).threshold.device)
+        return Affine((Term(found[0], None, Geometry(), one / found[0].total),), torch.zeros_like(one))
 
-    def read(self, node: object) -> "Affine | Pieces | None":
+    def read(self, node: object) -> Affine | Pieces | None:
         """Return what a node is; None where it is neither."""
         if not isinstance(node, fx.Node):
             return None
         if node.op == "call_module" and node.target in self.names:
-            return ((self.names[node.target], node),)
-        layer, name = self._layer(node), call_name(node)
-        inner = getattr(getattr(layer, "function", None), "__name__", "")
-        if isinstance(layer, SAME) or "dropout" in inner or name in ("dropout", "clone"):
+            name = self.names[node.target]
+            return (Piece(name, channels=self.channels.get(name)),)
+        layer = self.snn.layer(node.target) if node.op == "call_module" else None
+        name = call_name(node) if layer is None else getattr(getattr(layer, "function", None), "__name__", "")
+        if isinstance(layer, SAME) or "dropout" in name or name == "clone":
             return self.read(node.args[0])
-        if isinstance(layer, MOVING) or (layer is None and name in MOVES) or self._repeats(node, layer):
-            pieces = self.read(node.args[0])
-            return ((pieces[0][0], node),) if isinstance(pieces, tuple) and len(pieces) == 1 else None
         if layer is None and name in ("cat", "concat", "concatenate"):
             parts = [self.read(part) for part in node.args[0]]
             along = argument(node, 1, "dim", 0) == 1 and all(isinstance(part, tuple) for part in parts)
             return tuple(piece for part in parts for piece in part) if along else None
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, (*MOVING, *POOLS, nn.AvgPool2d, nn.Upsample)) or (layer is None and name in {*MOVES, "interpolate"}):
+            return self._moved(node, layer, self.read(node.args[0]))
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
             return self._weighted(layer, self.read(node.args[0]))
         if isinstance(layer, (*NORMS, StepNorm)):
             inside = self.affine(self.read(node.args[0]))
@@ -136,42 +162,55 @@ class _Reader:
                 return None
             gain, bias = normalization(layer)
             return inside.times(gain).plus(Affine((), bias))
-        if isinstance(layer, nn.AvgPool2d):
-            return self._average(layer, self.read(node.args[0]))
         return self._arithmetic(node, name) if layer is None else None
 
-    def _layer(self, node: fx.Node) -> nn.Module | None:
-        return self.snn.layer(node.target) if node.op == "call_module" else None
+    def _moved(self, node: fx.Node, layer: nn.Module | None, pieces: Affine | Pieces | None) -> Pieces | None:
+        """Return pieces behind a call that moves them, if there is one, or that works on each channel by itself."""
+        if not isinstance(pieces, tuple):
+            return None
+        if isinstance(layer, nn.AvgPool2d):
+            return self._summed(node, layer, pieces)
+        if isinstance(layer, nn.Upsample) or call_name(node) == "interpolate":
+            nearest = layer.mode if layer is not None else argument(node, 3, "mode", "nearest")
+            return tuple(piece.through(node) for piece in pieces) if nearest == "nearest" else None
+        if isinstance(layer, POOLS):
+            return tuple(piece.through(node) for piece in pieces)
+        return (pieces[0].through(node, moves=True),) if len(pieces) == 1 else None
 
-    def _repeats(self, node: fx.Node, layer: nn.Module | None) -> bool:
-        """Return whether a node is nearest upsampling: each value appears several times."""
-        if isinstance(layer, nn.Upsample):
-            return layer.mode == "nearest"
-        return layer is None and call_name(node) == "interpolate" and argument(node, 3, "mode", "nearest") == "nearest"
+    def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
+        """Return pieces behind average pooling, if all its windows are whole and their sums fit into a byte."""
+        kernel, stride, padding = (value if isinstance(value, tuple) else (value, value)
+                                   for value in (pool.kernel_size, pool.stride, pool.padding))
+        if padding != (0, 0) or pool.ceil_mode or pool.divisor_override:
+            return None
+        size, window = kernel[0] * kernel[1], (node, (kernel, stride))
+        if any(piece.total * size > MOST for piece in pieces):
+            return None
+        return tuple(replace(piece.through(node), windows=(*piece.windows, window), total=piece.total * size) for piece in pieces)
 
-    def _weighted(self, layer: nn.Module, pieces: "Affine | Pieces | None") -> Affine | None:
+    def _weighted(self, layer: nn.Module, pieces: Affine | Pieces | None) -> Affine | None:
         """Return a convolution of pieces: one term for each, with its part of the input channels."""
-        if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not all(self._flat(*piece) for piece in pieces)):
+        if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not all(map(self._flat, pieces))):
             return None
         geometry = Geometry.of(layer)
         weight, step = weight_integers(layer)
-        sizes = [self.channels.get(source) if node.target in self.names else None for source, node in pieces]
+        sizes = [piece.channels for piece in pieces]
         if len(pieces) == 1:
             sizes = [weight.shape[1]]
         elif sizes.count(None) == 1:
             sizes[sizes.index(None)] = weight.shape[1] - sum(size for size in sizes if size is not None)
         if None in sizes or (len(pieces) > 1 and geometry.groups > 1):
             return None
-        small = isinstance(getattr(layer, "weight_quantizer", None), APoTWeight)
-        terms = [Term(source, node, part, geometry, step, small)
-                 for (source, node), part in zip(pieces, weight.split(sizes, 1), strict=True)]
+        terms = [Term(piece, part, geometry, step / piece.total)
+                 for piece, part in zip(pieces, weight.split(sizes, 1), strict=True)]
         return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
 
-    def _flat(self, source: str, node: fx.Node) -> bool:
+    def _flat(self, piece: Piece) -> bool:
         """Return whether a piece is [B, C]: of a hidden linear unit, or flattened."""
-        layer, name = self._layer(node), call_name(node)
-        if node.target in self.names:
-            return self._of_linear(source)
+        if not piece.chain:
+            return self._of_linear(piece.source)
+        node = piece.chain[-1]
+        layer, name = self.snn.layer(node.target) if node.op == "call_module" else None, call_name(node)
         if isinstance(layer, nn.Flatten):
             return (layer.start_dim, layer.end_dim) == (1, -1)
         if name == "flatten":
@@ -182,22 +221,7 @@ class _Reader:
         unit = next(unit for unit in self.snn.graph.units if unit.name == source)
         layers = [self.snn.layer(node.target) for node in unit.nodes if node.op == "call_module"]
         return any(isinstance(layer, nn.Linear) for layer in layers) and all(
-            isinstance(layer, nn.Linear | nn.BatchNorm1d | nn.Flatten | SAME) for layer in layers)
-
-    def _average(self, pool: nn.AvgPool2d, pieces: "Affine | Pieces | None") -> Affine | None:
-        """Return average pooling as a convolution of ones."""
-        found = self.affine(pieces)
-        padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
-        if not isinstance(pieces, tuple) or found is None or padded or pool.ceil_mode or pool.divisor_override:
-            return None
-        channels = self.channels.get(pieces[0][0]) if pieces[0][1].target in self.names else None
-        if channels is None:
-            return None
-        kernel, stride, padding = (value if isinstance(value, tuple) else (value, value)
-                                   for value in (pool.kernel_size, pool.stride, pool.padding))
-        ones = torch.ones(channels, 1, *kernel, dtype=torch.float64, device=found.bias.device)
-        term = replace(found.terms[0], weight=ones, geometry=Geometry(stride, padding, groups=channels), bytes=True)
-        return Affine((term,), found.bias).times(1 / (kernel[0] * kernel[1]))
+            isinstance(layer, (nn.Linear, nn.BatchNorm1d, StepNorm, nn.Flatten, *SAME)) for layer in layers)
 
     def _arithmetic(self, node: fx.Node, name: str) -> Affine | None:
         """Return sums, differences, and products with numbers."""

@@ -158,7 +158,7 @@ def test_classes_of_a_published_file_choose_the_data_set(recorded, tmp_path):
 def test_apot_quantized_networks_serve_as_a_start_for_training(find):
     network = load_network(find("checkpoints/apot_resnet20_4bit.pth.tar"), "resnet20", 4)
     assert network.trainable_start
-    thresholds = [unit.activation.threshold.item() for _, unit in network.units()]
+    thresholds = [relu.threshold.item() for _, relu in network.units()]
     assert thresholds[-1] == 6  # theirs belong to the convs that read, and the last activation feeds no conv
     assert len(set(thresholds[:-1])) == 18
     calibrate_(network, torch.randn(8, 3, 32, 32))

@@ -7,7 +7,7 @@ import torch
 from test_deploy import differing_spikes
 from torch import nn
 
-from models import BasicBlock, Network
+from models import BasicBlock, Facts, Network, Stack
 from models.unit import conv_unit
 from quant import QuantReLU, calibrate_, quantize_
 from snn_layers import (
@@ -179,7 +179,8 @@ def test_bn_of_each_step_is_bn_on_each_step():
 def test_deployed_with_constants_of_each_step_every_spike_is_that_of_a_float64_run(quantized, integer, neuron, delay):
     snn = stepped(quantized, neuron, delay=delay)
     assert differing_spikes(snn, IMAGES, integer=integer) == 0
-    assert all(site.module.neuron.currents.diff(dim=1).abs().amax() > 0 for site in deploy(snn, integer, compile=False).sites[1:])
+    _, *hidden = deploy(snn, integer, compile=False).units()
+    assert all(neuron.currents.diff(dim=1).abs().amax() > 0 for _, neuron in hidden)
 
 
 @torch.no_grad()
@@ -245,10 +246,11 @@ def digits() -> Network:
     """Return a 2-bit network of nine units, trained on digits for four epochs."""
     torch.manual_seed(0)
     body = nn.Sequential(conv_unit(3, 16, stride=2), BasicBlock(16, 32, 2), *(BasicBlock(32, 32, 1) for _ in range(3)))
-    network = Network(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(32, 10))
-    network.arch, network.dataset = "resnet20", "digits"
+    stack = Stack(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(32, 10))
+    network = Network(stack, Facts("resnet20", "digits", 10))
     train = batches(train=True)
-    train_epochs(calibrate_(quantize_(network, 2), train.first(512)), train, 4, 0.03)
+    network = calibrate_(quantize_(network, 2), train.first(512))
+    train_epochs(network, train, 4, 0.03)
     return network.eval()
 
 
