@@ -3,6 +3,7 @@ r"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and eval
     python snn.py --arch alex --bit 3 -id 2 -e -u --init result/alex_3bit/model_best.pth.tar
     python snn.py --arch resnet20 --bit 3 -e --init result/resnet20_3bit_ft/model_best.pth.tar
     python snn.py --arch resnet20 --bit 2 --delay 1
+    python snn.py --arch mine.py:network --init float.pth --bit 4 --fit 512 --calibrate 512 -e
     python -m torch.distributed.launch --nproc_per_node=4 snn.py -a alexnet -b 256 -e -u --bit 3 \
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
@@ -17,6 +18,7 @@ from snn_layers import HALF, StepNorm, latency, layer_table, norm_steps
 from utils import cli, script
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
+from utils.errors import UserError
 from utils.report.measure import compare
 from utils.training import loading
 from utils.training.settings import Settings
@@ -27,7 +29,16 @@ def parse(argv: list[str] | None) -> Settings:
     parser = cli.new_conversion_parser(__doc__)
     parser.add_argument("-e", "--evaluate", action="store_true",
                         help=f"use the test set (default: {CHECK_IMAGES} training images)")
-    return Settings.of(parser.flags(argv))
+    parser.add_argument("--fit", type=cli.count(1, "number of images"), metavar="N",
+                        help="quantize the float network of --init to --bit first, without training: thresholds, clips and BN are "
+                             "fitted on N training images, 512 are enough; the result is saved as the best of --arch and --bit")
+    parser.add_argument("--weight-bit", type=cli.bits,
+                        help="--fit: bits of the hidden weights; 32: all weights float (default: that of the recipe)")
+    parser.add_argument("--overwrite", action="store_true", help="--fit: replace the network that is there")
+    flags = parser.flags(argv)
+    if flags["fit"] is None and (flags["weight_bit"] or flags["overwrite"]):
+        raise UserError("--weight-bit and --overwrite say how --fit N quantizes a float network: give it, or leave them out")
+    return Settings.of(flags if flags["fit"] else loading.completed(flags))
 
 
 def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
@@ -60,7 +71,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run, calibrate = settings.run, settings.spiking.calibrate
     with script.session(run, settings.data.seed) as (device, place):
         data = Data(settings.data, device, place)
-        start, ann, finetune = loading.load_quantized(run, data)
+        fit = (settings.spiking.fit, settings.spiking.weight_bit) if settings.spiking.fit else None
+        start, ann, finetune = loading.load_quantized(run, data, fit=fit)
         snn = loading.spiking(settings.spiking, start)
         seconds = loading.calibrate(calibrate, snn, ann, data.batches(train=True, augment=True)) if calibrate else 0.0
         batches = data.batches(train=not run.evaluate, limit=None if run.evaluate else CHECK_IMAGES)

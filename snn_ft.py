@@ -24,6 +24,7 @@ from utils import cli, script
 from utils.checkpoints.rundir import RunDirectory
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
+from utils.training import loading
 from utils.training.session import Session, check_state
 from utils.training.settings import CACHE, Settings
 from utils.training.tune import METHODS
@@ -60,7 +61,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
         help="Nesterov's momentum; not layerwise (default: through-time yes, global no)")
     add("--resume", action="store_const", const=Path(), help="go on after the last finished unit or epoch")
     cli.add_optimizer_flags(parser)
-    return Settings.of(parser.flags(argv, before))
+    return Settings.of(loading.completed(parser.flags(argv, before)))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

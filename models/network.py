@@ -41,6 +41,7 @@ class Facts:
         recipe: what quantization does to it.
         bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
         time_steps, neuron, delay, start: set by conversion; `neuron` None is an ANN, whose `time_steps` are 1.
+        mean, std: of each channel, on the scale [0, 1], with which its pixels are normalised; None where nobody said.
         trainable_start: True for an import that lacks a threshold: it serves as a start for training only.
     """
 
@@ -54,6 +55,8 @@ class Facts:
     neuron: str | None = None
     delay: int = 0
     start: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     trainable_start: bool = False
 
 

@@ -45,6 +45,25 @@ def vgg11(num_classes: int) -> Stack:
     return init_vgg(plain_network(convs, [2048, 4096, 4096], num_classes))
 
 
+def vgg16(num_classes: int) -> nn.Sequential:
+    """VGG-16 with batch normalisation and max-pooling for 32x32 images, one hidden layer of 512 in the classifier.
+
+    Source: Simonyan and Zisserman, ICLR 2015, configuration D, as the literature on conversion has it for CIFAR.
+    """
+    layers, channels = [], 3
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        if width:
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        else:
+            layers.append(nn.MaxPool2d(2))
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, num_classes))
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
 def alexnet_imagenet(num_classes: int) -> Stack:
     """AlexNet for 224x224 images: the max-poolings of the original became strides."""
     convs = [(64, 4, 11, 2), (192, 2, 5, 1), (384, 2, 3, 0), 256, (256, 2, 3, 0)]

@@ -116,21 +116,20 @@ class Deployed(nn.Module):
         """Split images into those that go through the network at a time.
 
         Raises:
-            ValueError: no floating-point numbers (pixels must be normalised first), no image, NaN or infinity.
+            ValueError: no floating-point numbers (pixels must be normalised first), or no image.
         """
         if not images.is_floating_point() or len(images) == 0 or images.dim() != (self.dimensions or images.dim()):
             raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
                              "[B, 3, H, W] are needed")
-        if not torch.isfinite(images).all():
-            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         return images.split(self.chunk or self.fitting_chunk(images))
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
         if images.device.type != "cpu":
             return max(1, len(images))
-        _, spikes = self.step(self.graph.units[0], {INPUT: images[:1]})
-        return max(1, WORKING_SET // max(1, spikes.numel() * (4 + spikes.element_size())))
+        first = self.body[0]  # the first activation sees nothing but images
+        current, *_ = first.calls(self.time_steps, images[:1].double())
+        return max(1, WORKING_SET // max(1, self.time_steps * current.numel() * (4 + first.neuron.dtype.itemsize)))
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (name, neuron) of each unit; `decode` makes s·θ of what it puts out."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import NORMS, WEIGHTED, Network, Part, moving, tree
+from models import INPUT, NORMS, WEIGHTED, Network, Part, moving, tree
 from quant import compiled
 
 from .functional import RETRACTION
@@ -133,7 +133,13 @@ class ExactUnit(nn.Module):
         self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values)."""
+        """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values).
+
+        Raises:
+            ValueError: NaN or infinity in images.
+        """
+        if INPUT in self.inputs and not torch.isfinite(inputs[self.inputs.index(INPUT)]).all():
+            raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         values = [(x.double() - self.zero) * self.thetas[name] if name in self.thetas else x.double()
                   for name, x in zip(self.inputs, inputs, strict=True)]
         current, *shared = self.calls(self.neuron.time_steps, *values)

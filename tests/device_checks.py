@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 import main
 import snn as snn_script
 import snn_ft
-from models import Network
+from models import Facts, Network
 from models.resnet import residual_network
 from quant import calibrate_, quantize_
 from snn_layers import (
@@ -56,8 +56,7 @@ def images(gpu):
 def small(bit: int) -> torch.nn.Module:
     """Return a residual network with a shortcut; narrow, since a pretended operation costs a millisecond."""
     torch.manual_seed(0)
-    network = residual_network(16, (16, 32), (1, 1), 10)
-    network.arch, network.dataset = "resnet20", "digits"
+    network = Network(residual_network(16, (16, 32), (1, 1), 10), Facts("resnet20", "digits", 10))
     return quantize_(network, bit)
 
 

@@ -30,6 +30,21 @@ SCRIPTS = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft, "dali_main.py": 
 SETTINGS = (DataSettings, RunSettings, TrainSettings, SpikeSettings, TuneSettings)
 
 
+NETWORKS = """
+from torch import nn
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+def number(num_classes): return 3
+def fails(num_classes): return num_classes / 0
+def smooth(num_classes): return nn.Sequential(nn.PReLU(), nn.Flatten(), nn.Linear(3072, num_classes))
+def seven(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 5), nn.ReLU(), nn.Linear(5, 7))
+def branches(num_classes): return Branches()
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Return a directory with a 3-bit checkpoint, a truncated one, and damaged data."""
@@ -39,6 +54,8 @@ def place(tmp_path_factory) -> Path:
     contents = network_state(network)
     contents["state_dict"] = contents["state_dict"] | {"head.bias": torch.full((10,), torch.nan)}
     save_checkpoint(root / "nan.pth.tar", contents)
+    (root / "nets.py").write_text(NETWORKS)
+    save_checkpoint(root / "filed.pth.tar", network_state(network) | {"arch": str(root / "nets.py:seven")})
     (root / "truncated.pth.tar").write_bytes((root / "good.pth.tar").read_bytes()[:5000])
     (root / "empty").mkdir()
     (root / "short" / "cifar-10-batches-bin").mkdir(parents=True)

@@ -239,8 +239,7 @@ def test_a_tuning_run_with_damaged_state_is_not_resumed(run, damage, tmp_path):
 
 
 def test_tuning_goes_on_with_its_own_network_only(run, tmp_path, fitted):
-    fitted.dataset = "cifar10"
-    save_checkpoint(tmp_path / "other.pth.tar", network_state(fitted))
+    save_checkpoint(tmp_path / "other.pth.tar", network_state(fitted.copy(dataset="cifar10")))
     with pytest.raises(UserError, match="tunes another network"):
         snn_ft.main(["-a", "resnet20", "--bit", "2", "--method", "global", "--data", str(run), "--result", str(run), "--resume",
                      "--init", str(tmp_path / "other.pth.tar")])

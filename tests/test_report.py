@@ -80,7 +80,7 @@ def test_report_draws_a_published_network(tiny, tmp_path, find):
 
 
 def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
-    quantized.arch = "resnet20"
+    assert quantized.arch == "resnet20"
 
     def save(name: str, **more) -> Path:
         path = tmp_path / name / "model_best.pth.tar"

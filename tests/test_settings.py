@@ -78,7 +78,7 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize(("script", "argv"), [
     (main, "--bit 4 --lr 0.3 --accum 2 -ct 100 --init a.pth.tar --weight-bit 32 --compile --amp"),
-    (main, "--dataset digits -t --data elsewhere"),
+    (main, "--dataset cifar10 -t --data elsewhere"),
     (snn_ft, "--bit 3 --method global --teacher -u --delay 1 --start 0 --steps 5"),
     (snn_ft, "--bit 3 --cache 2 --force -n 4 --calib 64 -a vgg11"),
     (snn_ft, "--bit 3 --online --reference one two -j 3"),

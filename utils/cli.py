@@ -56,11 +56,15 @@ class Parser(argparse.ArgumentParser):
             value = values.get(name)
             if value is None or not action.option_strings or name in OF_ONE_START or (name, value) == ("dataset", "imagenet"):
                 continue
+            if name == "data" and values.get("dataset") == "digits":  # it has no place
+                continue
             *_, flag = action.option_strings
             if isinstance(action, argparse.BooleanOptionalAction):
                 words.append(flag if not value else action.option_strings[0])
             elif action.nargs == 0:
                 words += [flag] * (value == action.const)
+            elif isinstance(value, list | tuple):
+                words += [flag, *map(str, value)]
             else:
                 words.append(f"{flag}={value}")
         return words
@@ -108,12 +112,18 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
         batch_size: the default.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(directories=[], local_rank=None, cifar_type=None, data=None, dataset=None, timeout=TIMEOUT)
+    parser.set_defaults(directories=[], local_rank=None, cifar_type=None, data=None, dataset=None, size=None, timeout=TIMEOUT)
     add = parser.add_argument
     known = "; ".join(f"{models.family(dataset)}: {', '.join(models.architectures(dataset))}" for dataset in datasets)
     defaults = " or ".join(DEFAULT_ARCH[models.family(dataset)] for dataset in datasets)
-    add("-a", "--arch", help=f"{known} (default: {defaults})")
-    add("--bit", type=bits, default=32, help="bits of activations and weights: 2 to 8; 32 is float (default: 32)")
+    add("-a", "--arch", help=f"{known}; torchvision:NAME; or FILE.py:FUNCTION, whose FUNCTION(num_classes=...) returns your "
+                             f"nn.Module (default: that of a checkpoint of ours, else {defaults})")
+    add("--bit", type=bits, help="bits of activations and weights: 2 to 8; 32 is float (default: that of a checkpoint of ours "
+                                 "that is evaluated or converted, else 32)")
+    for name, what in (("--mean", "mean"), ("--std", "standard deviation")):
+        add(name, type=number(float, 0, 1, what), nargs=3, metavar=("R", "G", "B"),
+            help=f"{what} of the pixels, on the scale 0 to 1, by which they are normalised; kept in what is saved (default: as the "
+                 "network was trained, or the data set's)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="parent of the run directories (default: result)")
     add("-b", "--batch-size", type=count(1, "batch size"), default=batch_size,
         help=f"images per batch, of each process (default: {batch_size})")
@@ -135,8 +145,10 @@ def add_cifar_flags(parser: Parser) -> None:
     """Add what chooses CIFAR-10, CIFAR-100 or digits."""
     add = parser.add_argument
     add("-ct", "--cifar-type", type=int, choices=(10, 100), help="CIFAR-10 or CIFAR-100 (default: 10)")
-    add("--dataset", choices=("cifar10", "cifar100", "digits"), help="overrides -ct; digits come with scikit-learn")
+    add("--dataset", choices=("cifar10", "cifar100", "digits", "folder"),
+        help="overrides -ct; digits come with scikit-learn; folder: your own images, train/ and test/ with a folder per class")
     add("--data", type=Path, metavar="DIR", help="where the data set is, or is downloaded to (default: data)")
+    add("--size", type=count(8, "size"), metavar="S", help="folder: rows and columns of the images (default: 32)")
 
 
 def add_imagenet_flags(parser: Parser, nargs: str) -> None:

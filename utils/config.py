@@ -13,6 +13,7 @@ import models
 from .errors import UserError
 
 SMOKE_BATCHES = 10
+FLOAT = 32  # bits
 WORKERS = 4
 DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
 CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
@@ -29,8 +30,11 @@ class DataSettings:
     """Which images, and how they come.
 
     Attributes:
-        dataset: "cifar10", "cifar100", "digits" or "imagenet".
-        data: where CIFAR is, or is downloaded to.
+        dataset: "cifar10", "cifar100", "digits", "folder" or "imagenet".
+        data: where CIFAR is, or is downloaded to; the folder with train/ and test/.
+        size: rows and columns of a folder's images; None for another data set.
+        mean, std: of each channel, on the scale [0, 1], with which pixels are normalised; None: as the network was trained, or
+            else the data set's.
         directories: ImageNet's: one with train/ and val/, or these two.
         batch_size: of each process.
         seed: of initialisation, order and augmentation.
@@ -40,6 +44,9 @@ class DataSettings:
 
     dataset: str
     data: Path | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     directories: tuple[Path, ...] = ()
     batch_size: int = 128
     seed: int = 0
@@ -62,11 +69,22 @@ class DataSettings:
             raise UserError("--loader, --dali_cpu and --workers read ImageNet: name its directory, or leave them out")
         if flags.get("dali_cpu") and flags.get("loader") == "torchvision":
             raise UserError("--dali_cpu --loader torchvision: only DALI decodes on a GPU; leave one out")
+        if (flags["mean"] is None) != (flags["std"] is None):
+            raise UserError("--mean and --std belong together: both say how pixels are normalised; give the other too")
+        pixels = {name: None if flags[name] is None else tuple(flags[name]) for name in ("mean", "std")}
         if imagenet:
             workers = WORKERS if flags["workers"] is None else flags["workers"]
-            return picked(cls, flags, dataset="imagenet", directories=directories, workers=workers)
-        return picked(cls, flags, dataset=flags["dataset"] or f"cifar{flags['cifar_type'] or 10}", directories=(),
-                      data=flags["data"] or Path("data"))
+            return picked(cls, flags, dataset="imagenet", directories=directories, workers=workers, **pixels)
+        dataset = flags["dataset"] or f"cifar{flags['cifar_type'] or 10}"
+        if dataset == "digits" and flags["data"] is not None:
+            raise UserError(f"--data {flags['data']}: digits come with scikit-learn; leave it out, or say --dataset folder for "
+                            "images of your own")
+        if dataset == "folder" and flags["data"] is None:
+            raise UserError("--dataset folder: --data DIR names the folder that holds train/ and test/")
+        if flags["size"] and dataset != "folder":
+            raise UserError(f"--size {flags['size']}: only --dataset folder has images of another size; leave it out")
+        return picked(cls, flags, dataset=dataset, directories=(), data=flags["data"] or Path("data"),
+                      size=flags["size"] or (32 if dataset == "folder" else None), **pixels)
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,7 @@ class RunSettings:
         """Return the settings; raise UserError for flags that exclude each other or an architecture of another data set."""
         if flags["amp"] and flags.get("reference"):
             raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
+        bit = FLOAT if flags["bit"] is None else flags["bit"]
         arch, others = flags["arch"] or DEFAULT_ARCH[models.family(dataset)], models.architectures("cifar10")
         if dataset != "imagenet" and arch in set(models.architectures("imagenet")) - set(others):
             remedy = "name its directory last" if "loader" in flags else "dali_main.py trains it"
@@ -115,4 +134,4 @@ class RunSettings:
             raise UserError(f"-t and --prof run a few batches from the start: leave --resume{also} out")
         if flags.get("resume") is not None and flags.get("overwrite"):
             raise UserError("--resume goes on with a run and --overwrite deletes it: choose one")
-        return picked(cls, flags, arch=arch, test=test, overwrite=flags.get("overwrite", False) or test)
+        return picked(cls, flags, arch=arch, bit=bit, test=test, overwrite=flags.get("overwrite", False) or test)

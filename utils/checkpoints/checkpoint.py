@@ -2,6 +2,7 @@
 
 import subprocess
 import zipfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from snn_layers import adopt_steps_
 
 from ..errors import UserError
 from ..files import replacing
+from .foreign import state_of
 from .importer import load_published, load_strictly_
 
 FORMAT = 1
@@ -27,7 +29,7 @@ HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_b
 
 def run_name(arch: str, bit: int, suffix: str = "") -> str:
     """Return the name of a run's directory; a fine-tuning's has a suffix."""
-    return f"{arch}_{bit}bit{suffix}"
+    return f"{models.label(arch)}_{bit}bit{suffix}"
 
 
 @lru_cache
@@ -59,7 +61,8 @@ def network_state(network: Network) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"not saved: {error}; lower --lr, or --resume from the checkpoint before") from error
     return {"format": FORMAT, "arch": network.arch, "dataset": network.dataset, "num_classes": network.num_classes,
-            "bit": network.bit, "weight_bit": network.weight_bit, "state_dict": network.state_dict()}
+            "bit": network.bit, "weight_bit": network.weight_bit, "mean": network.facts.mean, "std": network.facts.std,
+            "state_dict": network.state_dict()}
 
 
 def recorded(contents: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
 
 
 def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, dataset: str | None) -> Network:
-    state = contents.get("state_dict", contents)
+    state = state_of(contents)
     for key, value in state.items() if isinstance(state, dict) else ():
         if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(f"holds {key} of shape {list(value.shape)} without its values: it is damaged or made to fill memory")
@@ -184,12 +187,19 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
     for name, expected in HEADER.items():
         if not isinstance(contents[name], expected):
             raise ValueError(f"holds {name} of type {type(contents[name]).__name__}: copy or train it again")
+    if models.file_of(contents["arch"]) is not None and arch is None:
+        raise ValueError(f"is of the network {contents['arch']}: name it with --arch; what a checkpoint says is never imported")
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
-        if expected is not None and contents[name] != expected:
+        if expected is not None and contents[name] != expected and not (name == "arch" and models.same(arch, contents["arch"])):
             raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")
     if "head.weight" in state and len(state["head.weight"]) != contents["num_classes"]:  # before so many are allocated
         raise ValueError(f"says {contents['num_classes']} classes, but its head.weight has {len(state['head.weight'])}")
-    network = models.build(contents["arch"], contents["dataset"], contents["num_classes"])
+    if not any(value.dim() and len(value) == contents["num_classes"] for value in state.values()):
+        raise ValueError(f"says {contents['num_classes']} classes, but no tensor in it has as many rows")
+    network = models.build(arch or contents["arch"], contents["dataset"], contents["num_classes"])
+    if contents.get("mean") is not None:
+        mean, std = (tuple(map(float, contents[name])) for name in ("mean", "std"))
+        network.facts = replace(network.facts, mean=mean, std=std)
     if contents["bit"] != FLOAT_BITS:
         network = quantize_(network, contents["bit"], contents["weight_bit"])
         adopt_steps_(network, state)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models import BasicBlock, Network, Unit
+from models import BasicBlock, Facts, Network, Stack, Unit
 from quant import FLOAT_BITS, quantize_
+
+from .foreign import load_foreign
 
 CLIP = "weight_quantizer.alpha"
 MAX_NAMED = 4  # keys that an error message spells out
@@ -17,6 +19,8 @@ MAX_NAMED = 4  # keys that an error message spells out
 
 def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | None, dataset: str | None) -> Network:
     """Return the network of a published state dict (Fast-SNN's CIFAR and ImageNet networks, APoT's ResNets, TorchVision's).
+
+    Of a network that is not ours it is the module's own, see `load_foreign`.
 
     Args:
         state: published name -> tensor; "module." may stand in front of the names.
@@ -34,11 +38,16 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
         raise ValueError("does not say its architecture: pass arch (--arch)")
     if bit is None and any(key.endswith("act_alpha") for key in state):
         raise ValueError("does not say its bit-width: pass bit (--bit)")
-    classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or [10]
+    last = [len(value) for value in state.values() if value.ndim > 0][-1:]  # of a head that is no linear layer
+    classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or last or [10]
     dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
     if classes[0] != models.CLASSES.get(dataset, classes[0]):
         raise ValueError(f"has {classes[0]} classes, {dataset} has {models.CLASSES[dataset]}: choose a file or data set that fits")
-    network = quantize_(models.build(arch, dataset, classes[0]), FLOAT_BITS if bit is None else bit)
+    bit = FLOAT_BITS if bit is None else bit
+    module, facts = models.module(arch, dataset, classes[0]), Facts(arch, dataset, classes[0], models.recipe(arch, dataset))
+    if not isinstance(module, Stack):
+        return load_foreign(state, module, facts, bit)
+    network = quantize_(Network(module, facts), bit)
     incomplete = False
     residual = any(isinstance(module, BasicBlock) for module in network.modules())
     if "features.0.weight" in state and not residual:

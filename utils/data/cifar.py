@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and digits as uint8 tensors, and a loader that augments whole batches on the device."""
+"""CIFAR-10, CIFAR-100, digits and a folder of images as uint8 tensors, and a loader that augments whole batches on the device."""
 
 import hashlib
 import sys
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from .folder import mean_and_std, read_folder
 
 PADDING = 4
-SIZE = 32
+SIZE = 32  # of CIFAR's images
 SUMS = "SHA256SUMS"
 
 
@@ -118,14 +119,17 @@ def read_digits(train: bool) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(digits.target[chosen]).long()
 
 
-def load_images(dataset: str, root: str | Path, train: bool) -> ImageSet:
-    """Load the train or test split of cifar10, cifar100 or digits.
+def load_images(dataset: str, root: str | Path, train: bool, size: int = 32) -> ImageSet:
+    """Load the train or test split of cifar10, cifar100, digits or a folder, whose images are of so many rows and columns.
 
     Raises:
         UserError: the data is not there, cannot be downloaded, or is damaged.
     """
     if dataset == "digits":
         return ImageSet(*read_digits(train), mean=(0.305,) * 3, std=(0.376,) * 3, flips=False)
+    if dataset == "folder":
+        images, labels = read_folder(Path(root), train, size)
+        return ImageSet(images, labels, *mean_and_std(images), flips=True)
     images, labels = read_cifar(Path(root), 10 if dataset == "cifar10" else 100, train)
     official = 50_000 if train else 10_000
     if len(labels) != official:
@@ -222,8 +226,8 @@ class TensorLoader:
         return sizes, torch.cat((order, torch.cat(drawn, 1))).to(self.device)
 
     def crops(self, order: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-        """Return images [B, 32, 32, 3] uint8 by their numbers [B], cropped at `top` and `left`, mirrored where `flip` is 1."""
-        span = torch.arange(SIZE, device=self.device)
-        rows = top[:, None] + span
-        columns = left[:, None] + torch.where(flip[:, None] > 0, SIZE - 1 - span, span)
+        """Return images [B, H, W, 3] uint8 by their numbers [B], cropped at `top` and `left`, mirrored where `flip` is 1."""
+        down, across = (torch.arange(side - 2 * PADDING, device=self.device) for side in self.pixels.shape[1:3])
+        rows = top[:, None] + down
+        columns = left[:, None] + torch.where(flip[:, None] > 0, across.flip(0), across)
         return self.pixels[order[:, None, None], rows[:, :, None], columns[:, None, :]]

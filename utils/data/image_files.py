@@ -36,10 +36,11 @@ def list_images(folder: Path) -> ImageFiles:
         UserError: no folder, no class folders, or one without an image.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: name the directory with train/ and val/, or both, train first")
+        other = "val" if folder.name == "train" else folder.name
+        raise UserError(f"{folder} does not exist: name the directory with train/ and {other}/, or both, train first")
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not classes:
-        raise UserError(f"{folder} has no class folders: ImageNet's images lie in one folder per class (n01440764, ...)")
+        raise UserError(f"{folder} has no class folders: images lie in one folder per class (ImageNet's: n01440764, ...)")
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(str(file) for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
@@ -59,8 +60,10 @@ def read_splits(directories: Sequence[Path]) -> tuple[ImageFiles, ImageFiles]:
     folders = [directories[0] / "train", directories[0] / "val"] if len(directories) == 1 else directories
     train, val = (list_images(folder) for folder in folders)
     if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{folders[0]} and {folders[1]} have different classes, for example {odd[0]}: the labels would not fit")
+        odd = sorted(set(train.classes) ^ set(val.classes))[0]
+        lacks = folders[odd in train.classes]
+        raise UserError(f"{folders[0]} and {folders[1]} have different classes, {lacks} lacks {odd} for example: the labels would "
+                        "not fit")
     return train, val
 
 

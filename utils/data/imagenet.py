@@ -28,6 +28,7 @@ class ImageLoader:
         workers: threads (DALI) or processes (torchvision) that decode.
         decode_on_cpu: DALI decodes on the CPU also where there is a GPU.
         limit: use only that many images (a fixed, evenly spaced subset).
+        normalisation: mean and standard deviation of each channel on the scale [0, 1].
 
     Raises:
         UserError: fewer images than processes, or no DALI for "dali".
@@ -35,7 +36,7 @@ class ImageLoader:
 
     def __init__(self, files: ImageFiles, batch_size: int, augment: bool, decoder: str, device: torch.device | str = "cpu",
                  place: Place | None = None, seed: int = 0, workers: int = 4, decode_on_cpu: bool = False, limit: int | None = None,
-                 channels_last: bool = True):
+                 channels_last: bool = True, normalisation: tuple[tuple[float, ...], ...] = (MEAN, STD)):
         if limit is not None and limit < len(files):
             files = files.subset(torch.linspace(0, len(files) - 1, limit).long().tolist())
         self.files, self.batch_size, self.augment, self.device = files, batch_size, augment, torch.device(device)
@@ -44,7 +45,7 @@ class ImageLoader:
         self.decode = decoder_named(decoder)
         if len(files) < self.place.world:
             raise UserError(f"{len(files)} images are too few for {self.place.world} processes: start fewer")
-        self.mean, self.std = (torch.tensor(values, device=self.device) * 255 for values in (MEAN, STD))
+        self.mean, self.std = (torch.tensor(values, device=self.device) * 255 for values in normalisation)
 
     @property
     def total(self) -> int:

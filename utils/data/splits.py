@@ -1,5 +1,7 @@
 """The data set that the settings name, as loaders with one interface."""
 
+from dataclasses import replace
+
 import torch
 
 import models
@@ -9,7 +11,8 @@ from ..config import DataSettings
 from ..distributed.processes import Place
 from ..errors import UserError
 from .cifar import ImageSet, TensorLoader, load_images
-from .image_files import ImageFiles, read_splits
+from .folder import class_names
+from .image_files import MEAN, SIZE, STD, ImageFiles, read_splits
 from .imagenet import ImageLoader, has_dali
 
 Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_epoch(n), and yield (images, labels)
@@ -21,9 +24,11 @@ class Data:
     Attributes:
         classes: how many the data set has.
         fit_images: training images for fitting BN statistics and thresholds: what fits into memory in one batch.
+        pixels: (mean, std) of the channels with which pixels are normalised: what the flags say, else what the network was trained
+            with, else the data set's.
 
     Raises:
-        UserError: no ImageNet in the directories, or several processes for CIFAR.
+        UserError: no ImageNet in the directories, no images in a folder, or several processes for CIFAR.
     """
 
     def __init__(self, settings: DataSettings, device: torch.device, place: Place | None = None):
@@ -35,19 +40,37 @@ class Data:
         else:
             if self.place.world > 1:
                 raise UserError(f"{self.place.world} processes: {settings.dataset} runs in one; for ImageNet name its directory")
-            self.classes, self.fit_images = models.CLASSES[settings.dataset], 1024
+            folder = settings.dataset == "folder"
+            self.classes = len(class_names(settings.data)) if folder else models.CLASSES[settings.dataset]
+            self.fit_images = 1024
+        self.pixels = None if settings.mean is None else (settings.mean, settings.std)
 
     def batches(self, train: bool, augment: bool = False, limit: int | None = None) -> Loader:
         """Return batches of a split as the settings ask for them."""
-        how = self.settings
-        if train not in self.splits:
-            self.splits[train] = load_images(how.dataset, how.data, train)
-        images = self.splits[train]
+        how, images = self.settings, self.split(train)
         if isinstance(images, ImageSet):
+            mean, std = self.normalisation()
+            images = replace(images, mean=mean, std=std)
             return TensorLoader(images, how.batch_size, augment, how.seed, self.device, limit, how.channels_last)
         decoder = how.loader or ("dali" if has_dali() else "torchvision")
         return ImageLoader(images, how.batch_size, augment, decoder, self.device, self.place, how.seed, how.workers,
-                           how.dali_cpu, limit, how.channels_last)
+                           how.dali_cpu, limit, how.channels_last, self.normalisation())
+
+    def split(self, train: bool) -> ImageSet | ImageFiles:
+        """Return a split, read once."""
+        if train not in self.splits:
+            self.splits[train] = load_images(self.settings.dataset, self.settings.data, train, self.settings.size or 32)
+        return self.splits[train]
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel on the scale [0, 1]; of a folder those of its training images."""
+        if self.pixels is None and self.settings.directories:
+            return MEAN, STD
+        if self.pixels is None:
+            measured = self.settings.dataset == "folder"
+            split = next(iter(self.splits.values())) if self.splits and not measured else self.split(train=True)
+            return split.mean, split.std
+        return self.pixels
 
     def placed(self, network: Network) -> Network:
         """Move a network, in place, to the device and the memory format of the batches; return it."""
@@ -55,7 +78,7 @@ class Data:
         return network.to(self.device, memory_format=memory_format)
 
     def check(self, network: Network, source: object) -> Network:
-        """Return a network, read from `source`, that has as many classes as the data set.
+        """Return a network, read from `source`, that has as many classes as the data set; its pixels are normalised as it knows.
 
         Raises:
             UserError: it has more or fewer, so that the labels would mean something else.
@@ -63,4 +86,32 @@ class Data:
         if network.num_classes != self.classes:
             raise UserError(f"{source} has {network.num_classes} classes, the data set {self.classes}: name the data set that "
                             "it was trained on")
+        if self.pixels is None and network.facts.mean is not None:
+            self.pixels = network.facts.mean, network.facts.std
+        return network
+
+    def fits(self, network: Network) -> Network:
+        """Return a network, whose outputs are logits of the data set's classes.
+
+        Raises:
+            UserError: it fails on the images, or puts out something else.
+        """
+        side = SIZE if self.settings.directories else self.settings.size or 32
+        training = network.training
+        try:
+            with torch.no_grad():
+                logits = network.eval()(torch.zeros(2, 3, side, side))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0][:150]
+            raise UserError(f"--arch {network.arch}: fails on images [2, 3, {side}, {side}] ({reason})") from error
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if shape != [2, self.classes]:
+            raise UserError(f"--arch {network.arch}: puts out {shape} for 2 images, not [2, {self.classes}]: it should return "
+                            "logits of num_classes classes")
+        return network.train(training)
+
+    def described(self, network: Network) -> Network:
+        """Return a network, in place, that says how its pixels are normalised."""
+        mean, std = self.normalisation()
+        network.facts = replace(network.facts, mean=mean, std=std)
         return network

@@ -5,14 +5,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import models
 from models import Network
-from quant import FLOAT_BITS
+from quant import FLOAT_BITS, calibrate_, quantize_
 from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
 
-from ..checkpoints.checkpoint import BEST, load_network, read_checkpoint, restore_network, run_name, untuned
+from ..checkpoints.checkpoint import (
+    BEST,
+    load_network,
+    network_state,
+    read_checkpoint,
+    restore_network,
+    run_name,
+    save_checkpoint,
+    untuned,
+)
 from ..config import RunSettings
 from ..data.splits import Data, Loader
-from ..distributed.processes import agree_
+from ..distributed.processes import Place, agree_
 from ..errors import UserError
 from .settings import Settings, SpikeSettings
 
@@ -54,19 +64,63 @@ def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
     return data.placed(data.check(teacher, file)).eval().requires_grad_(False)
 
 
-def load_quantized(run: RunSettings, data: Data, learns: bool = False) -> tuple[Network, Network, dict[str, Any] | None]:
+def load_quantized(run: RunSettings, data: Data, learns: bool = False,
+                   fit: tuple[int, int | None] | None = None) -> tuple[Network, Network, dict[str, Any] | None]:
     """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned.
 
     Args:
         learns: the ANN is what is learned from, so that tuned weights may not serve in its place.
+        fit: (number of images, weight bits) with which a float network is quantized first; see `fitted`.
     """
     if run.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
+    if fit is not None:
+        network = fitted(run, data, *fit)
+        return network, network, None
     network, contents = load_usable(run, data)
     network = data.placed(network)
     if "finetune" not in contents:
         return network, network, None
     return network, data.placed(original(run, data, learns) or network), contents["finetune"]
+
+
+def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> Network:
+    """Quantize the float network of --init, fit it on so many training images, and save it as the best of --arch and --bit.
+
+    Raises:
+        UserError: no --init, one that is not float, one for other classes, or a run that is there already.
+    """
+    if run.init is None:
+        raise UserError(f"--fit {count}: quantizes a float network; name its file with --init")
+    path = run.result / run_name(run.arch, run.bit) / BEST
+    if path.exists() and not run.overwrite:
+        raise UserError(f"{path} is there already: --overwrite replaces it, --result DIR puts this one elsewhere, and without "
+                        "--fit it is what is converted")
+    began = time.monotonic()
+    contents = read_checkpoint(run.init)
+    network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
+    network = data.placed(quantize_(data.check(network, run.init), run.bit, weight_bit))
+    calibrate_(network, data.batches(train=True).first(count))
+    agree_(network)
+    if Place.of_environment(run.local_rank).first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        origin = {"args": {"init": str(run.init), "fit": count}, "history": []}
+        save_checkpoint(path, network_state(data.described(network)) | origin)
+    print(f"quantized to {run.bit} bits and fitted on {count} training images in {time.monotonic() - began:.1f} s: {path}")
+    return network.eval()
+
+
+def completed(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return flags of which those for network and bits that are not given are what --init, a checkpoint of ours, says."""
+    file = flags.get("init")
+    if file is None or (flags["arch"] and flags["bit"]):
+        return flags
+    contents = read_checkpoint(file)
+    ours = contents if "format" in contents else {}
+    known = {name: ours[name] for name in ("arch", "bit") if isinstance(ours.get(name), str | int)}
+    if models.file_of(str(known.get("arch", ""))) is not None:
+        del known["arch"]  # a file is imported only where the command line names it
+    return flags | {name: value for name, value in known.items() if flags[name] is None}
 
 
 def original(run: RunSettings, data: Data, needed: bool) -> Network | None:

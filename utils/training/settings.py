@@ -73,6 +73,7 @@ class SpikeSettings:
 
     Attributes:
         calibrate: training images on which the biases are shifted first.
+        fit, weight_bit: training images on which a float network is fitted that is quantized first, and the bits of its weights.
         reference: run the plain spiking layers in the place of their deployment.
     """
 
@@ -81,6 +82,8 @@ class SpikeSettings:
     steps: int | None = None
     start: float = HALF
     calibrate: int = 0
+    fit: int | None = None
+    weight_bit: int | None = None
     reference: bool = False
 
     @classmethod

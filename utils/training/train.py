@@ -30,16 +30,16 @@ from .settings import Settings
 from .step import Step
 
 
-def initial_network(settings: Settings, data: Data, train_batches: Loader) -> Network:
+def initial_network(settings: Settings, data: Data) -> Network:
     """Return the network to train: fresh, or from --init or TorchVision and, where bits changed, fitted to training images."""
     run, how, dataset = settings.run, settings.training, settings.data.dataset
     if run.init is None and not how.pretrained:
-        network = models.build(run.arch, dataset, data.classes)
+        network = built(run.arch, dataset, data)
         return data.placed(quantize_(network, run.bit, how.weight_bit))
     source = run.init or f"TorchVision's {run.arch}"
     contents = read_checkpoint(run.init) if run.init else processes.once_per_node(partial(download, run.arch), data.place)
     network = restore_network(contents, source, run.arch, how.init_bit or published_bit(contents, source, run.bit), dataset)
-    if network.trainable_start and network.num_classes != data.classes:
+    if network.num_classes != data.classes and (network.trainable_start or "format" not in contents):
         print(f"{source} has {network.num_classes} classes, the data set {data.classes}: the last layer starts afresh")
         reset_head_(network, data.classes)
     data.check(network, source)
@@ -49,8 +49,21 @@ def initial_network(settings: Settings, data: Data, train_batches: Loader) -> Ne
     except ValueError as error:
         raise UserError(f"--init {source}: {error}") from error
     if not fits:
-        fit(network, settings, data, train_batches)
+        fit(network, settings, data, data.batches(train=True, augment=True))
     return network
+
+
+def built(arch: str, dataset: str, data: Data) -> Network:
+    """Return a fresh network of the data set's classes.
+
+    Raises:
+        UserError: it cannot be built or converted, or has another number of outputs.
+    """
+    try:
+        network = models.build(arch, dataset, data.classes)
+        return network if arch in models.architectures(dataset) else data.fits(network)
+    except ValueError as error:
+        raise UserError(f"--arch {arch}: {error}") from error
 
 
 def published_bit(contents: dict[str, Any], source: object, bit: int) -> int | None:
@@ -108,12 +121,13 @@ class Trainer:
         self.settings, how, state = settings, settings.training, run.state
         if state:
             check_same_run(settings, state, run)
-        self.batches, self.test_batches = data.batches(train=True, augment=True), data.batches(train=False)
         if state:
             network = restore_network(state, run.file, settings.run.arch, settings.run.bit, settings.data.dataset)
             self.network = data.placed(data.check(network, run.file))
         else:
-            self.network = initial_network(settings, data, self.batches)
+            self.network = initial_network(settings, data)
+        data.described(self.network)
+        self.batches, self.test_batches = data.batches(train=True, augment=True), data.batches(train=False)
         self.average = deepcopy(self.network).requires_grad_(False) if how.ema else None
         if how.ema and state:
             restore_trained_(self.network, state, run.file)

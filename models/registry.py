@@ -1,0 +1,141 @@
+"""Float networks by name: builders of our own with their published recipes, torchvision's, and a function in a user's file."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from torch import nn
+
+from . import plain, resnet
+from .network import Facts, Network, Recipe
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
+REGISTRY: dict[str, dict[str, tuple[Callable[[int], nn.Module], Recipe]]] = {
+    "cifar": {
+        "alex": (plain.alex, Recipe(threshold=8.0, fold=True)),
+        "vgg11": (plain.vgg11, Recipe(threshold=8.0, fold=True)),
+        "vgg16": (plain.vgg16, Recipe()),
+        **{f"resnet{n}": (partial(resnet.resnet_cifar, n), Recipe()) for n in (20, 32, 44, 56, 110)},
+        "resnet18": (resnet.resnet18, Recipe(hidden=False, ends=False)),
+    },
+    "imagenet": {
+        "alexnet": (plain.alexnet_imagenet, Recipe(hidden=False, fold=True)),
+        "vgg16": (plain.vgg16_imagenet, Recipe(hidden=False, fold=True)),
+        "vgg11": (plain.vgg11_imagenet, Recipe(hidden=False, threshold=8.0, fold=True)),
+    },
+}
+TORCHVISION = "torchvision:"
+
+
+def family(dataset: str) -> str:
+    """Return the registry's family for a data set: "imagenet" (224x224 images) or "cifar" (32x32, or those of a folder)."""
+    if dataset not in (*CLASSES, "folder"):
+        raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(CLASSES)}, folder")
+    return "imagenet" if dataset == "imagenet" else "cifar"
+
+
+def architectures(dataset: str) -> list[str]:
+    """Return the names of our own that `build` knows for a data set."""
+    return list(REGISTRY[family(dataset)])
+
+
+def file_of(arch: str) -> tuple[Path, str] | None:
+    """Return the file and the function of FILE.py:FUNCTION; None for another name."""
+    file, _, function = arch.rpartition(":")
+    return (Path(file), function) if file.endswith(".py") else None
+
+
+def label(arch: str) -> str:
+    """Return an architecture as a part of a file's name."""
+    found = file_of(arch)
+    return arch.replace(":", "-") if found is None else f"{found[0].stem}-{found[1]}"
+
+
+def same(arch: str, other: str) -> bool:
+    """Return whether two names are those of one architecture; a user's file may have been moved."""
+    return label(arch) == label(other) and (file_of(arch) is None) == (file_of(other) is None)
+
+
+def recipe(arch: str, dataset: str) -> Recipe:
+    """Return the published quantization recipe of an architecture; of one that is not ours the usual one.
+
+    Raises:
+        ValueError: unknown name, or a file that is not there; nothing is imported.
+    """
+    known = REGISTRY[family(dataset)]
+    if arch in known:
+        return known[arch][1]
+    if (found := file_of(arch)) is not None:
+        if not found[0].is_file():
+            raise ValueError(f"{found[0]} does not exist: FILE.py:FUNCTION names a file and a function in it")
+        return Recipe()
+    if arch.startswith(TORCHVISION):
+        from torchvision import models as theirs
+
+        if arch.removeprefix(TORCHVISION) in theirs.list_models(module=theirs):
+            return Recipe()
+        raise ValueError(f"torchvision has no {arch.removeprefix(TORCHVISION)!r} among its classification networks")
+    raise ValueError(f"unknown architecture {arch!r} for {dataset}: choose one of {', '.join(known)}, torchvision:NAME, "
+                     "or FILE.py:FUNCTION")
+
+
+def module(arch: str, dataset: str, num_classes: int) -> nn.Module:
+    """Return the module that an architecture's name stands for, freshly initialised.
+
+    The only file that is imported is the one that `arch` names; no checkpoint may choose it.
+
+    Raises:
+        ValueError: unknown name, a file without the function, a function that fails or returns no module.
+    """
+    recipe(arch, dataset)
+    if (found := file_of(arch)) is not None:
+        return _from_file(*found, num_classes)
+    if arch.startswith(TORCHVISION):
+        from torchvision import models as theirs
+
+        name = arch.removeprefix(TORCHVISION)
+        options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return theirs.get_model(name, weights=None, num_classes=num_classes, **options)
+    return REGISTRY[family(dataset)][arch][0](num_classes)
+
+
+def _from_file(file: Path, function: str, num_classes: int) -> nn.Module:
+    spec = spec_from_file_location(file.stem, file)
+    source = module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))  # it may import its neighbours
+    try:
+        spec.loader.exec_module(source)
+        if not callable(getattr(source, function, None)):
+            raise ValueError(f"{file} has no function {function!r}: --arch FILE.py:FUNCTION names one")
+        found = getattr(source, function)(num_classes=num_classes)
+    except ValueError:
+        raise
+    except Exception as error:  # what runs here is the user's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise ValueError(f"{file}:{function}(num_classes={num_classes}) fails ({type(error).__name__}: {reason})") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{file}:{function} returns a {type(found).__name__}: it should return an nn.Module")
+    return found
+
+
+def build(arch: str, dataset: str = "cifar10", num_classes: int | None = None) -> Network:
+    """Return a float network, freshly initialised, that maps [B, 3, 32, 32] (ImageNet: 224) to [B, num_classes].
+
+    Args:
+        arch: a name of ours, torchvision:NAME, or FILE.py:FUNCTION, whose FUNCTION(num_classes=...) returns an nn.Module.
+
+    Raises:
+        ValueError: unknown architecture or data set, fewer than 1 class, or a network that cannot be converted.
+    """
+    published = recipe(arch, dataset)
+    num_classes = CLASSES[dataset] if num_classes is None else num_classes
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: at least 1 class is needed")
+    return Network(module(arch, dataset, num_classes), Facts(arch, dataset, num_classes, published))

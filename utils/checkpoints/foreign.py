@@ -1,0 +1,79 @@
+"""Checkpoints of networks that are not ours: anyone's float networks, and APoT's quantized layout as a start for training."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models import Facts, Network
+from quant import FLOAT_BITS, quantize_
+
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state")  # under what a file may hold its state dict
+LEARNED = {".act_alpha": None, ".weight_alpha": ".weight_quantizer.alpha", ".weight_quant.wgt_alpha": ".weight_quantizer.alpha"}
+
+
+def state_of(contents: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the state dict in the contents of a file, wherever it is."""
+    return next((contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
+
+
+def load_foreign(state: Mapping[str, Tensor], module: nn.Module, facts: Facts, bit: int) -> Network:
+    """Return the network of a state dict with the module's own keys, loaded strictly.
+
+    APoT's quantized files have beside them `act_alpha` (the threshold of what a convolution reads) and `weight_alpha`; their
+    last activation has none, so that they serve as a start for training only.
+
+    Args:
+        state: name -> tensor, without "module." in front.
+        module: freshly built; it takes over the state.
+        bit: bits of the activations.
+
+    Raises:
+        ValueError: names keys that are missing, unknown or of another shape; a float file for a quantized network.
+    """
+    learned = {key: value for key, value in state.items() if key.endswith(tuple(LEARNED))}
+    if bit != FLOAT_BITS and not learned:
+        raise ValueError(f"is float: --fit N quantizes it to {bit} bits and fits it on N training images, main.py --init trains it")
+    load_module_(module, {key: value for key, value in state.items() if key not in learned})
+    network = quantize_(Network(module, facts), bit)
+    adopt_learned_(network, learned)
+    network.facts = replace(network.facts, trainable_start=bool(learned))
+    return network
+
+
+def load_module_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a module strictly, in place; files of PyTorch before 0.4.1 have no num_batches_tracked."""
+    ours = module.state_dict()
+    counts = {key: value for key, value in ours.items() if key.endswith("num_batches_tracked") and key not in state}
+    try:
+        module.load_state_dict({**state, **counts})
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+
+
+@torch.no_grad()
+def adopt_learned_(network: Network, learned: Mapping[str, Tensor]) -> None:
+    """Give a quantized network, in place, the thresholds and clips of APoT's layout.
+
+    Raises:
+        ValueError: one for a layer that has none; names it.
+    """
+    readers = threshold_of(network)
+    for key, value in learned.items():
+        suffix = next(suffix for suffix in LEARNED if key.endswith(suffix))
+        path, ours = key.removesuffix(suffix), LEARNED[suffix]
+        if ours is None and "downsample" in path:
+            continue  # APoT's shortcut has a threshold of its own; here what is read has one
+        parameter = readers.get(path) if ours is None else dict(network.named_parameters()).get(path + ours)
+        if parameter is None or value.numel() != 1:
+            raise ValueError(f"has unknown {key}: it holds another architecture or bit-width, choose the file or --arch and --bit "
+                             "that fit")
+        parameter.fill_(value.item())
+
+
+def threshold_of(network: Network) -> dict[str, nn.Parameter]:
+    """Return {path of a layer: threshold of the activation that it reads}."""
+    names = {network.graph.values[name]: name for name in network.graph.activations}
+    return {node.target: network.activation(names[node.args[0]]).threshold for unit in network.graph.parts for node in unit.nodes
+            if node.op == "call_module" and node.args and node.args[0] in names and network.bit != FLOAT_BITS}
