@@ -20,9 +20,8 @@ def spikes(snn: Network, images: Tensor) -> dict[str, Tensor]:
     def recorded(name: str, neuron: IFNeuron, output: Tensor) -> None:
         found[name] = (output / neuron.threshold).round().unflatten(0, (neuron.time_steps, -1))
 
-    hooks = [module.register_forward_hook(lambda neuron, _, output, name=name: recorded(name, neuron, output))
-             for name, module in ((name.removesuffix(".activation"), module) for name, module in snn.named_modules())
-             if isinstance(module, IFNeuron)]
+    hooks = [neuron.register_forward_hook(lambda neuron, _, output, name=name: recorded(name, neuron, output))
+             for name, neuron in snn.units()]
     try:
         snn(images)
     finally:

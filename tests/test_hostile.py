@@ -155,7 +155,7 @@ FORGERIES: dict[str, tuple[Callable[[dict], object], str]] = {
     "no state": (lambda c: {k: v for k, v in c.items() if k != "state_dict"}, "damaged or of no known kind"),
     "state of no kind": (lambda c: c | {"state_dict": [1, 2]}, "state_dict of type list"),
     "negative threshold": (lambda c: altered(c, "body.0.activation.threshold", torch.tensor(-1.0)), "threshold is -1, but must be"),
-    "foreign": (lambda c: {"model": c["state_dict"], "epoch": 3}, "no state dict of tensors"),
+    "foreign": (lambda c: {"weights": c["state_dict"], "epoch": 3}, "no state dict of tensors"),
     "foreign names": (lambda c: {f"net.{k}": v for k, v in c["state_dict"].items()}, "lacks"),
 }
 

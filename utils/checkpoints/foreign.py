@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from models import Facts, Network
 from quant import FLOAT_BITS, quantize_
 
-WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "model_state")  # under what a file may hold its state dict
+WRAPPERS = ("model", "net", "model_state_dict", "model_state")  # under what a file may hold its state dict
 LEARNED = {".act_alpha": None, ".weight_alpha": ".weight_quantizer.alpha", ".weight_quant.wgt_alpha": ".weight_quantizer.alpha"}
 
 
 def state_of(contents: Mapping[str, object]) -> Mapping[str, object]:
     """Return the state dict in the contents of a file, wherever it is."""
-    return next((contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
+    return contents["state_dict"] if "state_dict" in contents else next(
+        (contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
 
 
 def load_foreign(state: Mapping[str, Tensor], module: nn.Module, facts: Facts, bit: int) -> Network:
