@@ -64,16 +64,16 @@ def round_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
 def activation_gradients(grad: Tensor, x: Tensor, threshold: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return (dx, dθ) of `quantize_activation` for the gradient of its output."""
     grad, u = _wide(grad), _wide(x) / threshold
-    inside = _inside(grad, u, 1.0)
+    inside = _inside(grad, u)
     above = torch.ops.aten.threshold_backward(grad, u, 1.0)
     rounding_error = (u * steps).round_().div_(steps).sub_(u)
     return inside.to(x.dtype), rounding_error.mul_(inside).add_(above).sum()
 
 
-def _inside(grad: Tensor, x: Tensor, limit: float) -> Tensor:
-    # The backward kernels of hardtanh (0 < x < limit) and threshold (x > 1) mask in one vectorised pass; boolean masks
-    # took five times as long on a CPU. The limit is made the float behind it, since x = θ still has a gradient.
-    return torch.ops.aten.hardtanh_backward(grad, x, 0.0, limit * (1.0 + torch.finfo(x.dtype).eps))
+def _inside(grad: Tensor, u: Tensor) -> Tensor:
+    # The backward kernels of hardtanh (0 < u < limit) and threshold (u > 1) mask in one vectorised pass; boolean masks
+    # took five times as long on a CPU. The limit is the float behind 1, since x = θ still has a gradient.
+    return torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0 + torch.finfo(u.dtype).eps)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -110,19 +110,18 @@ def quantize_activation(x: Tensor, threshold: Tensor, steps: int) -> Tensor:
 
 class _RateReplacement(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, current: Tensor, threshold: float, spike_rate: Tensor) -> Tensor:
-        ctx.save_for_backward(current)
-        ctx.threshold = threshold
+    def forward(ctx: FunctionCtx, current: Tensor, threshold: Tensor, spike_rate: Tensor) -> Tensor:
+        ctx.save_for_backward(current, threshold)
         return spike_rate.view_as(spike_rate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (current,) = ctx.saved_tensors
-        return _inside(grad.to(current.dtype), current, ctx.threshold), None, None
+        current, threshold = ctx.saved_tensors
+        return _inside(grad.to(current.dtype), current / threshold), None, None
 
 
-def replace_activation(x: Tensor, threshold: float, spike_rate: Tensor) -> Tensor:
+def replace_activation(x: Tensor, threshold: Tensor, spike_rate: Tensor) -> Tensor:
     """Return `spike_rate` ȳ with the gradient of o = quantize_activation(x) by x: o + (ȳ - o).detach(), without computing o."""
     return _RateReplacement.apply(x, threshold, spike_rate)
 

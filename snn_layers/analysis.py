@@ -36,9 +36,9 @@ class LayerMonitor:
     def __init__(self, ann: Network, snn: Network | Deployed):
         self.time_steps = snn.time_steps
         self.activations: dict[str, Tensor] = {}
-        self.thresholds = {name: torch.as_tensor(neuron.threshold).item() for name, neuron in snn.units()}
+        self.thresholds = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
         self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network puts out s + zero, another one s·θ
-        self.sums = {name: torch.zeros(4, dtype=torch.float64) for name in self.thresholds}
+        self.sums = {name: theta.new_zeros(4) for name, theta in self.thresholds.items()}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
             for name, neuron in network.units():
@@ -67,8 +67,8 @@ class LayerMonitor:
         activation, self.activations[name] = self.activations[name].tensor_split([len(totals)])
         mean = (totals - zero * self.time_steps) * (threshold / unit / self.time_steps)
         error = (mean - activation).abs().sum() * self.time_steps
-        sums = torch.stack([absolute, (absolute - signed) / 2, error, torch.tensor(values.numel(), device=output.device)])
-        self.sums[name] += sums.double().cpu()
+        self.sums[name][:3] += torch.stack([absolute, (absolute - signed) / 2, error])
+        self.sums[name][3] += values.numel()
 
     def statistics(self) -> list[LayerStatistics]:
         """Return the statistics of the layers in forward order, over all that ran so far, in all processes."""
@@ -79,7 +79,7 @@ class LayerMonitor:
                 dist.all_reduce(sums)
             spikes, negative, error, count = sums.tolist()
             rate, share = spikes / max(count, 1), max(negative, 0) / max(spikes, 1)
-            rows.append(LayerStatistics(name, self.thresholds[name], rate, share, error / max(count, 1)))
+            rows.append(LayerStatistics(name, self.thresholds[name].item(), rate, share, error / max(count, 1)))
         return rows
 
 

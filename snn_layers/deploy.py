@@ -1,6 +1,7 @@
 """Fast inference: `deploy` turns a spiking network into one that computes the same spikes without the layers' detours."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from .integer import LARGEST, FloatConv, IntegerConv
 from .normal_form import normal_form
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
+ALIVE = 4  # layers of that width whose currents and spikes a network holds at once, with room to spare
 
 
 class Deployed(nn.Module):
@@ -28,8 +30,9 @@ class Deployed(nn.Module):
         self.convolution, self.fused = convolution, fused
         self.body = nn.ModuleList(nn.Identity() for _ in snn.graph.units)
         self.index = {unit.name: index for index, unit in enumerate(snn.graph.units)}
-        self.thetas = {name: neuron.threshold.item() for name, neuron in snn.units()}
+        self.thetas = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
         self.channels: dict[str, int] = {}
+        self.sizes: dict[torch.Size, int] = {}  # bytes of currents and spikes of an image of this shape in the first unit
         for unit in snn.graph.units:
             self.update_(snn, unit)
         self.head = Excerpt(snn, snn.graph.readout, torch.float32)
@@ -55,13 +58,13 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]; see `parts` for what is refused."""
         found = [self._read(self.means(self.advance({INPUT: part}))) for part in self.parts(images)]
-        return tree_map(lambda *outputs: torch.cat(outputs), *found)
+        return spoiled(tree_map(lambda *outputs: torch.cat(outputs), *found), images)
 
     @torch.inference_mode()
     def readouts(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
         found = [self._early(self.advance({INPUT: part})) for part in self.parts(images)]
-        return tree_map(lambda *outputs: torch.cat(outputs, 1), *found)
+        return spoiled(tree_map(lambda *outputs: torch.cat(outputs, 1), *found), images)
 
     def _early(self, values: Values) -> Tensor:
         rates = {name: self.neuron(name).rates(value) for name, value in values.items() if name in self.index}
@@ -124,12 +127,18 @@ class Deployed(nn.Module):
         return images.split(self.chunk or self.fitting_chunk(images))
 
     def fitting_chunk(self, images: Tensor) -> int:
-        """Return how many images go through the network at a time: on a CPU so few that caches hold their currents."""
-        if images.device.type != "cpu":
-            return max(1, len(images))
-        first = self.body[0]  # the first activation sees nothing but images
-        current, *_ = first.calls(self.time_steps, images[:1].double())
-        return max(1, WORKING_SET // max(1, self.time_steps * current.numel() * (4 + first.neuron.dtype.itemsize)))
+        """Return how many images go through the network at a time.
+
+        On a CPU so few that caches hold the currents and spikes of the first, as a rule widest layer; on a GPU so few that those
+        of some such layers fit into a quarter of the free memory.
+        """
+        shape = images.shape[1:]
+        if shape not in self.sizes:
+            first = self.body[0]  # the first activation sees nothing but images
+            current, *_ = first.calls(self.time_steps, images[:1].double())
+            self.sizes[shape] = max(1, self.time_steps * current.numel() * (4 + first.neuron.dtype.itemsize))
+        room = torch.cuda.mem_get_info(images.device)[0] // (4 * ALIVE) if images.is_cuda else WORKING_SET
+        return max(1, room // self.sizes[shape])
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (name, neuron) of each unit; `decode` makes s·θ of what it puts out."""
@@ -151,6 +160,14 @@ class Deployed(nn.Module):
             return self.head(1, *(means[name] for name in readout.inputs))[0]
 
 
+def spoiled(outputs: Any, images: Tensor) -> Any:
+    """Return outputs that are NaN where the images, on a GPU, hold NaN or infinity: to look for these there would let it wait."""
+    if not images.is_cuda:
+        return outputs
+    nothing = (images - images).sum()  # 0, or NaN
+    return tree_map(lambda x: x + nothing.to(x.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, outputs)
+
+
 @torch.no_grad()
 def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, compile: bool = True) -> Deployed:
     """Return a network for inference that fires the same spikes; later changes of `snn` do not reach it.
@@ -164,7 +181,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     Args:
         snn: a spiking network.
         integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: where the weights allow it.
-        chunk: images at a time; by default what fits into the caches.
+        chunk: images at a time; by default what fits into a CPU's caches, or a quarter of a GPU's free memory.
         compile: compile the neuron; without a compiler it is merely slower.
 
     Raises:

@@ -31,7 +31,8 @@ class FusedNeuron(nn.Module):
         self.register_buffer("constants", constants)
         self.register_buffer("currents", currents)
         self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes
-        self.zero, self.dtype, self.threshold = convolution.zero, convolution.dtype, neuron.threshold.item()
+        self.register_buffer("threshold", neuron.threshold.detach().double().clone())  # as a number a GPU would wait for it
+        self.zero, self.dtype = convolution.zero, convolution.dtype
         self.fused, self.start = fused, neuron.start
 
     def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class ExactUnit(nn.Module):
         thetas: thresholds of the units whose spikes it reads, by name.
     """
 
-    def __init__(self, snn: Network, unit: Part, thetas: dict[str, float], convolution: Convolution, fused: bool):
+    def __init__(self, snn: Network, unit: Part, thetas: dict[str, Tensor], convolution: Convolution, fused: bool):
         super().__init__()
         neuron = snn.activation(unit.name)
         self.calls, self.inputs, self.thetas, self.zero = Excerpt(snn, unit, torch.float64), unit.inputs, thetas, convolution.zero
@@ -136,9 +137,10 @@ class ExactUnit(nn.Module):
         """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values).
 
         Raises:
-            ValueError: NaN or infinity in images.
+            ValueError: NaN or infinity in images on a CPU; on a GPU see `spoiled` of deploy.py.
         """
-        if INPUT in self.inputs and not torch.isfinite(inputs[self.inputs.index(INPUT)]).all():
+        images = inputs[self.inputs.index(INPUT)] if INPUT in self.inputs else None
+        if images is not None and not images.is_cuda and not torch.isfinite(images).all():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         values = [(x.double() - self.zero) * self.thetas[name] if name in self.thetas else x.double()
                   for name, x in zip(self.inputs, inputs, strict=True)]
@@ -155,7 +157,7 @@ class SpikingUnit(nn.Module):
         convolution: what convolves; see `deploy`.
     """
 
-    def __init__(self, snn: Network, unit: Part, form: Affine, thetas: dict[str, float], convolution: Convolution, fused: bool):
+    def __init__(self, snn: Network, unit: Part, form: Affine, thetas: dict[str, Tensor], convolution: Convolution, fused: bool):
         super().__init__()
         neuron = snn.activation(unit.name)
         # The first term is the accumulator, in whose units all else is counted: that with the most weights.
@@ -185,8 +187,9 @@ class SpikingUnit(nn.Module):
             threshold = neuron.threshold.detach().double().expand_as(scale)
             constants = neuron_constants(scale, threshold, bias, factor, largest, steps, *others)
             self.neuron = FusedNeuron(neuron, constants, convolution, fused)
-        self.convs = nn.ModuleList(nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total)
-                                   for weight, term in zip(weights, terms, strict=True))
+        self.convs = nn.ModuleList(
+            nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total, term.integral)
+            for weight, term in zip(weights, terms, strict=True))
         self.pool = moving(snn.graph, form.pools, {})
         self.moves = [moving(snn.graph, term.piece.chain, dict(term.piece.windows)) for term in terms]
         self.root = tree({path: snn.layer(path) for path in unit.modules() if not isinstance(snn.layer(path), (*NORMS, *WEIGHTED))})

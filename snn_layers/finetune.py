@@ -169,19 +169,20 @@ class _Tuner:
 
     def _epoch(self, index: int, epoch: int, unit: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         """Train the unit for one pass; return its mean loss."""
-        total, count = 0.0, 0
+        losses = []
         for means, spike_rate, target in self.data.inputs(index, epoch):
             loss = unit_loss(self.data.snn, self.data.units[index], means, spike_rate, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.data.average_(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)
             optimizer.step()
-            total, count = total + loss.item(), count + 1
-        found = fault(unit) or (None if math.isfinite(total) else f"the loss is {total:g}")
+            losses.append(loss.detach())
+        mean = torch.stack(losses).double().mean().item() if losses else 0.0
+        found = fault(unit) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
         if found is not None:  # spikes hide it: a neuron whose current is NaN is merely silent
             raise ValueError(f"{found} after {self.data.name(index, epoch)}")
         self.data.learned(index)
-        return total / max(count, 1)
+        return mean
 
 
 def trained_parameters(unit: nn.Module) -> list[nn.Parameter]:

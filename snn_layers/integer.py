@@ -51,19 +51,26 @@ class Geometry:
 class FloatConv(nn.Module):
     """Convolution in float32. Of spikes with integer weights it is exact, in any order of summation, below 2^24.
 
-    On a GPU TF32 stays exact too: its 11 significant bits hold spikes and numerators up to 2,048, and it sums in float32.
+    On a GPU too: TF32's 11 significant bits hold spikes and numerators up to 2,048, and rounding takes away what an algorithm of
+    cuDNN is off by that multiplies transformed values (Winograd, FFT).
+
+    Args:
+        total: see `IntegerConv`.
+        integral: the weights are integers, and so are the sums.
     """
 
     zero, dtype = 0, torch.float32
 
-    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1):
+    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1, integral: bool = False):
         super().__init__()
+        self.integral = integral
         self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
         self.geometry = geometry
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Map spikes [T·B, C, H, W], bytes or not, to accumulators [T·B, C', H', W'] float32."""
-        return self.geometry.convolve(spikes.float(), self.weight)
+        sums = self.geometry.convolve(spikes.float(), self.weight)
+        return sums.round_() if self.integral and sums.is_cuda else sums
 
 
 class IntegerConv(nn.Module):
@@ -81,7 +88,7 @@ class IntegerConv(nn.Module):
 
     zero, dtype = 1, torch.uint8
 
-    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1):
+    def __init__(self, weight: Tensor, geometry: Geometry, total: int = 1, integral: bool = True):
         super().__init__()
         if not torch.equal(weight, weight.round()) or weight.abs().max() > LARGEST:
             raise ValueError("the integer path needs hidden weights of 2 to 6 APoT bits, integers within 127: use the float path")

@@ -52,12 +52,14 @@ class Term:
     Attributes:
         weight: [C', C, k, k] numerators; None is the identity.
         scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
+        integral: the numerators are integers.
     """
 
     piece: Piece
     weight: Tensor | None
     geometry: Geometry
     scale: Tensor
+    integral: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ class _Reader:
             sizes[sizes.index(None)] = weight.shape[1] - sum(size for size in sizes if size is not None)
         if None in sizes or (len(pieces) > 1 and geometry.groups > 1):
             return None
-        terms = [Term(piece, part, geometry, step / piece.total)
+        integral = isinstance(getattr(layer, "weight_quantizer", None), APoTWeight)
+        terms = [Term(piece, part, geometry, step / piece.total, integral)
                  for piece, part in zip(pieces, weight.split(sizes, 1), strict=True)]
         return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
 

@@ -52,7 +52,7 @@ def unit_rate(snn: Network, unit: Part, means: Values, spike_rate: Tensor) -> tu
     """
     current, shared = snn.run(unit, means, 1)
     neuron = snn.activation(unit.name)
-    return replace_activation(shifted(current, neuron.bias), neuron.threshold.item(), spike_rate), shared
+    return replace_activation(shifted(current, neuron.bias), neuron.threshold.detach(), spike_rate), shared
 
 
 class RateNetwork(nn.Module):

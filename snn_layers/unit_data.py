@@ -98,9 +98,10 @@ class UnitData:
 
     def accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from where their states are."""
-        counts = torch.zeros(2, dtype=torch.float64)  # right ones, all
+        hits, count = 0, 0
         for state, labels in self.bar(self.check_states, f"{self.units[index].name}, check"):
-            counts[0] += (self.deployed.finish(state, self.check_position).argmax(1) == labels).sum().item()
-            counts[1] += len(labels)
+            hits = hits + (self.deployed.finish(state, self.check_position).argmax(1) == labels).sum()
+            count += len(labels)
+        counts = torch.tensor([float(hits), float(count)], dtype=torch.float64)
         self.average_([counts])
         return 100 * (counts[0] / counts[1].clamp(min=1e-9)).item()
