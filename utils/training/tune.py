@@ -31,16 +31,22 @@ GIGABYTE = 2**30
 HARM = 3.0  # percent; ANN and network know the check images, so that a small fall is no harm
 
 
+def free_memory(device: torch.device) -> float:
+    """Return how many GB kept states may take of a device: half of what is free on a GPU, any number on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] / 2 / GIGABYTE if device.type == "cuda" else float("inf")
+
+
 def layerwise(settings: Settings, session: Session) -> None:
     """Tune unit by unit towards the ANN, saving after each."""
     run, how = settings.run, settings.tuning
     began = time.monotonic()
     count = session.batches.count + session.check.count
     needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
-    online = how.online or needed > how.cache
+    room = 0.0 if how.online else min(how.cache, free_memory(session.batches.device))
+    online = needed > room or how.online
     if online and not how.online:
-        print(f"the states of {count} images, {session.check.count} of them for checks, take {needed:.1f} GB of --cache "
-              f"{how.cache:g}: going --online")
+        print(f"the states of {count} images, {session.check.count} of them for checks, take {needed:.1f} GB, for which --cache "
+              f"{how.cache:g} and the device have no room: going --online")
 
     def on_unit(index: int, unit: TunedUnit) -> None:
         session.history.append({"unit": index, **asdict(unit), "seconds": round(time.monotonic() - began, 1)})
