@@ -6,6 +6,8 @@ from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 
+import torch
+
 from snn_layers import (
     FinetuneConfig,
     RateNetwork,
