@@ -34,7 +34,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
 
 
 def resume_apart(argv: list[str]) -> list[str]:
-    """Return the arguments with a --resume in front of a directory moved behind it: that is ImageNet's, and no checkpoint."""
+    """Return the arguments with a --resume before a directory moved after it: the directory is ImageNet's, no checkpoint."""
     for index, (flag, value) in enumerate(pairwise(argv)):
         if flag == "--resume" and Path(value).is_dir():
             return [*argv[:index], *argv[index + 1:], flag]

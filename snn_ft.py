@@ -50,7 +50,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     add("--force", action="store_true", help="layerwise: keep each epoch's state, also where the accuracy did not rise")
     add("--online", action="store_true", help="layerwise: fresh augmentation in each epoch, the network run up to the unit")
     add("--cache", type=number(float, 0, what="size"),
-        help=f"layerwise: GB of each process for spikes in front of the unit; what does not fit goes --online (default: {CACHE})")
+        help=f"layerwise: GB of each process for the spikes before the unit; what does not fit goes --online (default: {CACHE})")
     add("--teacher", action=argparse.BooleanOptionalAction,
         help="learn the ANN's probabilities instead of the labels (default: through-time does, global does not)")
     add("--norm", choices=NORMS,

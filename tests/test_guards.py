@@ -91,7 +91,7 @@ def test_nan_in_the_images_stops_before_it_spreads(quantized):
 def test_the_first_layer_that_overflows_is_named():
     network = build("resnet20")
     network.body[4].part1.bn.weight.data.fill_(3e38)
-    with pytest.raises(UserError, match=r"body\.4\.part1\.bn is the first layer to put out NaN .*\(batch 0 of.*lower --lr"):
+    with pytest.raises(UserError, match=r"body\.4\.part1\.bn is the first layer whose output holds NaN .*\(batch 0 of.*lower --lr"):
         train(network, batches(1))
 
 

@@ -1,1 +1,1 @@
-"""The paper's tables: their rows, the runs that a row needs, what these came to, and how a table is drawn."""
+"""The paper's tables: their rows, the runs that a row needs, their results, and how a table is drawn."""

@@ -135,7 +135,7 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 
 
 def arguments(stage: Stage, directory: Path) -> list[str]:
-    """Return the arguments that start a stage, or that go on with a training which an interruption has left behind."""
+    """Return the arguments that start a stage, or that go on with a training that was interrupted."""
     init = ["--init", str(stage.init)] if reads_start(stage, directory) else []
     return [*stage.flags, *init, *stage.place, *["--resume"] * _saved(directory)]
 

@@ -58,7 +58,7 @@ def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Fig
 
 
 def united(old: Figure | None, new: Figure) -> Figure:
-    """Return `new` behind the seeds that only `old` has; without them where both measured a seed, and not the same."""
+    """Return `new` after the seeds that only `old` has; without those where both measured a seed and differ."""
     if old is None:
         return new
     before, now = (dict(zip(figure.stages, figure.accuracies, strict=True)) for figure in (old, new))

@@ -70,7 +70,7 @@ WHOLE = ("calibrated-global", *CALIBRATE)
 
 
 def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make, steps: int | None = None) -> Row:
-    """Return a row of a spiking network; `make` returns the stages behind the network's training.
+    """Return a row of a spiking network; `make` returns the stages after the training of its network.
 
     Where no stage draws anything at random, as in the conversion of a file, 0 is the only seed.
     """

@@ -83,4 +83,6 @@ def first_fault(network: nn.Module, images: Tensor) -> str:
             hook = module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
             stack.callback(hook.remove)
         inner(network)(images)
-    return f"{culprits[0]} is the first layer to put out NaN or infinity" if culprits else "it overflows behind the last layer"
+    if not culprits:
+        return "it overflows after the last layer"
+    return f"{culprits[0]} is the first layer whose output holds NaN or infinity"

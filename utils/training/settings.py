@@ -56,7 +56,7 @@ class TrainSettings:
         if flags["nesterov"] and not flags["momentum"]:
             raise UserError("--nesterov: needs a --momentum above 0")
         if flags["warmup"] >= epochs and flags["warmup"]:
-            raise UserError(f"--warmup {flags['warmup']:g}: nothing is left of --epochs {epochs} behind it")
+            raise UserError(f"--warmup {flags['warmup']:g}: nothing is left of --epochs {epochs} after it")
         start = "--pretrained" * flags["pretrained"] or "--scratch" * flags.get("scratch", False)
         if start and (run.init or run.resume is not None or (flags["pretrained"] and flags["scratch"])):
             raise UserError(f"{start}, --init and --resume exclude each other, as --pretrained and --scratch do: choose where "
@@ -169,7 +169,7 @@ class Settings:
 
     @property
     def suffix(self) -> str:
-        """Return what the run's directory is called behind its architecture and bits; smoke tests go apart."""
+        """Return the end of the directory's name, after architecture and bits; smoke tests have directories of their own."""
         tuned = ""
         if self.tuning is not None:
             tuned = "_ft" + f"_{self.tuning.method}" * (self.tuning.method != "layerwise") + self.spiking.suffix

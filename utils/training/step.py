@@ -20,7 +20,7 @@ from ..errors import LostError, UserError
 from .guards import Note, first_fault, inner, is_sound
 from .metrics import Meter
 
-WARM_UP = 3  # steps in front of the capture: libraries choose their kernels and the optimizer makes its state
+WARM_UP = 3  # steps before the capture: libraries choose their kernels and the optimizer makes its state
 
 
 def autocast(device: torch.device, enabled: bool, cache: bool = True) -> AbstractContextManager:
@@ -175,7 +175,7 @@ class Captured:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Launch what runs inside on a stream of its own, as everything in front of a capture must be."""
+    """Launch what runs inside on a stream of its own, as everything before a capture must be."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

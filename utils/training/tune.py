@@ -73,7 +73,7 @@ def layerwise(settings: Settings, session: Session) -> None:
             finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, bar, average_,
                      on_epoch, started)
     except ValueError as error:
-        raise UserError(f"{error}: lower --lr; --resume goes on behind the last epoch that was saved") from error
+        raise UserError(f"{error}: lower --lr; --resume goes on after the last epoch that was saved") from error
 
 
 def globally(settings: Settings, session: Session) -> None:
