@@ -2,10 +2,12 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -105,24 +107,49 @@ def module(arch: str, dataset: str, num_classes: int) -> nn.Module:
 
 
 def _from_file(file: Path, function: str, num_classes: int) -> nn.Module:
-    spec = spec_from_file_location(file.stem, file)
-    source = module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.resolve()))  # it may import its neighbours
-    try:
-        spec.loader.exec_module(source)
-        if not callable(getattr(source, function, None)):
-            raise ValueError(f"{file} has no function {function!r}: --arch FILE.py:FUNCTION names one")
-        found = getattr(source, function)(num_classes=num_classes)
-    except ValueError:
-        raise
-    except Exception as error:  # what runs here is the user's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
-        raise ValueError(f"{file}:{function}(num_classes={num_classes}) fails ({type(error).__name__}: {reason})") from error
-    finally:
-        sys.path.pop(0)
+    make = function_of(file, function)
+    with importing(file), failing(f"{file}:{function}(num_classes={num_classes})"):
+        found = make(num_classes=num_classes)
     if not isinstance(found, nn.Module):
         raise ValueError(f"{file}:{function} returns a {type(found).__name__}: it should return an nn.Module")
     return found
+
+
+def function_of(file: Path, function: str) -> Callable[..., Any]:
+    """Return a function of a user's file, which is run; the command line alone names such files.
+
+    Raises:
+        ValueError: the file fails, or has no such function.
+    """
+    spec = spec_from_file_location(file.stem, file)
+    source = module_from_spec(spec)
+    with importing(file), failing(str(file)):
+        spec.loader.exec_module(source)
+    if not callable(getattr(source, function, None)):
+        raise ValueError(f"{file} has no function {function!r}: FILE.py:FUNCTION names one")
+    return getattr(source, function)
+
+
+@contextmanager
+def importing(file: Path) -> Iterator[None]:
+    """Let a file import its neighbours."""
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Make a ValueError, of one line, of whatever a user's code raises."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise ValueError(f"{what} fails ({type(error).__name__}: {reason})") from error
 
 
 def build(arch: str, dataset: str = "cifar10", num_classes: int | None = None) -> Network:

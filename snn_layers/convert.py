@@ -6,13 +6,11 @@ from models import Network
 from quant import FLOAT_BITS, check_values, time_steps
 
 from .functional import HALF
-from .neuron import IFNeuron
+from .neuron import NEURONS, IFNeuron, Neuron
 from .step_norm import StepNorm, norm_steps
 
-NEURONS = ("signed", "unsigned")
 
-
-def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: int | None = None,
+def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0, steps: int | None = None,
                start: float = HALF) -> Network:
     """Return the spiking network of a quantized one; the parameters are shared, the input is kept.
 
@@ -20,6 +18,7 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
     so it rounds exactly and never waits; with a `delay` every other neuron does.
 
     Args:
+        neuron: "signed", "unsigned", or another equation.
         start: membrane of every neuron before the first step, in θ: 1/2, or 0 as an ablation.
         steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1, or the steps that
             the network was tuned through. With a delay the first T'
@@ -33,8 +32,9 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
     if network.bit == FLOAT_BITS:
         raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
-    if neuron not in NEURONS:
+    if isinstance(neuron, str) and neuron not in NEURONS:
         raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
+    kind = NEURONS[neuron] if isinstance(neuron, str) else neuron
     full = norm_steps(network) or time_steps(network.bit)
     steps = full if steps is None else steps
     if not 1 <= steps <= full:
@@ -48,10 +48,10 @@ def to_spiking(network: Network, neuron: str = "signed", delay: int = 0, steps: 
     if start not in (0, HALF):
         raise ValueError(f"start is {start}: choose 0 or {HALF} thresholds")
     check_values(network)
-    spiking = network.copy(buffers=True, neuron=neuron, delay=delay, time_steps=steps, start=start)
+    spiking = network.copy(buffers=True, neuron=kind.name, delay=delay, time_steps=steps, start=start)
     for unit in spiking.graph.units:
         relu, waits = spiking.layer(unit.activation), 0 if unit.encodes else delay
-        spiking.set_layer(unit.activation, IFNeuron.from_quantized(relu, steps, neuron == "signed", waits, unit.encodes, start))
+        spiking.set_layer(unit.activation, IFNeuron.from_quantized(relu, steps, kind, waits, unit.encodes, start))
     for module in spiking.modules():
         if isinstance(module, StepNorm):
             module.time_steps = steps

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from models import INPUT, WEIGHTED, Network, Part, Values, live
 from quant import APoTWeight
 
-from .deployed_units import Convolution, ExactUnit, Excerpt, SpikingUnit
+from .deployed_units import Convolution, ExactUnit, Excerpt, PlainNeuron, SpikingUnit, fuses
 from .integer import LARGEST, FloatConv, IntegerConv
 from .normal_form import normal_form
 
@@ -49,7 +49,7 @@ class Deployed(nn.Module):
         `convolution` says how spikes are stored (`zero`, `dtype`) and is called with numerators and `Geometry`.
         """
         form = normal_form(snn, unit, self.channels)
-        if form is None:
+        if form is None or not fuses(snn.activation(unit.name)):
             self.body[self.index[unit.name]] = ExactUnit(snn, unit, self.thetas, self.convolution, self.fused)
         else:
             self.body[self.index[unit.name]] = SpikingUnit(snn, unit, form, self.thetas, self.convolution, self.fused)
@@ -148,6 +148,11 @@ class Deployed(nn.Module):
     def neuron(self, name: str) -> nn.Module:
         """Return the neuron of a unit."""
         return self.body[self.index[name]].neuron
+
+    @property
+    def plain(self) -> bool:
+        """Return whether neurons run as their equation says, since no fused pass fires the same."""
+        return any(isinstance(neuron, PlainNeuron) for _, neuron in self.units())
 
     def exact_units(self) -> list[str]:
         """Return the names of the units that see spikes, have no normal form and run in float64."""

@@ -30,7 +30,7 @@ class FusedNeuron(nn.Module):
         super().__init__()
         self.register_buffer("constants", constants)
         self.register_buffer("currents", currents)
-        self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes
+        self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.kind.signed, neuron.delay, neuron.encodes
         self.register_buffer("threshold", neuron.threshold.detach().double().clone())  # as a number a GPU would wait for it
         self.zero, self.dtype = convolution.zero, convolution.dtype
         self.fused, self.start = fused, neuron.start
@@ -66,6 +66,31 @@ class FusedNeuron(nn.Module):
         steps = torch.arange(1, self.time_steps + 1, dtype=torch.float64, device=spikes.device)
         steps = steps.view(-1, *[1] * (counts.dim() - 1))
         return (counts - (self.zero * steps).float()) * (self.threshold / steps).float()
+
+
+class PlainNeuron(FusedNeuron):
+    """A neuron as its equation says, on currents in float64: of a kind for which there is no fused pass."""
+
+    def __init__(self, neuron: IFNeuron, convolution: Convolution):
+        super().__init__(neuron, float64_constants(neuron), convolution, fused=False)
+        self.plain = deepcopy(neuron).double()
+
+    def forward(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
+        """Map currents [T·B, ...], or [B, ...] if the neuron encodes, to spikes + zero [T·B, ...]."""
+        return (self.plain.spike_train(accumulator) + self.zero).to(self.dtype).flatten(0, 1)
+
+
+@torch.no_grad()
+def fuses(neuron: IFNeuron) -> bool:
+    """Return whether the fused pass fires as the neuron's equation does, tried on random currents in float64."""
+    if neuron.kind.signed is None:
+        return False
+    plain = IFNeuron(nn.Parameter(torch.ones(1, dtype=torch.float64), False), neuron.time_steps, neuron.kind, neuron.delay, False,
+                     neuron.start)
+    current = 0.7 * torch.randn(neuron.time_steps, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fired = fire(current, None, float64_constants(plain), neuron.time_steps, neuron.kind.signed, neuron.delay, 0, torch.float64,
+                 neuron.start)
+    return torch.equal(fired, plain.spike_train(current.flatten(0, 1)))
 
 
 def float64_constants(neuron: IFNeuron) -> Tensor:
@@ -131,7 +156,8 @@ class ExactUnit(nn.Module):
         super().__init__()
         neuron = snn.activation(unit.name)
         self.calls, self.inputs, self.thetas, self.zero = Excerpt(snn, unit, torch.float64), unit.inputs, thetas, convolution.zero
-        self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused)
+        self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused) if fuses(neuron) else PlainNeuron(
+            neuron, convolution)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values).

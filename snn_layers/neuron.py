@@ -1,4 +1,9 @@
-"""The integrate-and-fire neuron as a module that takes the place of a quantized ReLU."""
+"""Neurons: each an equation with a name, and the module that takes the place of a quantized ReLU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -8,32 +13,52 @@ from quant import QuantReLU, shifted
 from .functional import HALF, integrate_and_fire
 
 
+@dataclass(frozen=True)
+class Neuron:
+    """A kind of neuron. This is all that conversion, deployment, tuning and reports know of it.
+
+    Attributes:
+        name: for messages and directories.
+        equation: maps (current [T, B, ...], threshold θ, delay=steps, start=in θ) to the spike train [T, B, ...] of -1, 0 and 1.
+        signed: which form of the fused pass of a deployed network fires the same; None: there is none, and the equation runs.
+    """
+
+    name: str
+    equation: Callable[..., Tensor]
+    signed: bool | None = None
+
+
+NEURONS = MappingProxyType({name: Neuron(name, partial(integrate_and_fire, signed=signed), signed)
+                            for name, signed in (("signed", True), ("unsigned", False))})
+
+
 class IFNeuron(nn.Module):
     """Spiking activation; its membrane lives for one forward pass.
 
     Args:
         threshold: θ, the parameter of the quantized ReLU it replaces.
         time_steps: T.
-        signed: allow negative spikes.
+        kind: its equation; True for "signed", False for "unsigned".
         delay: steps of input seen before the first output step.
         encodes: its current is constant over time and comes as [B, ...].
         start: membrane before the first step, in θ.
         bias: [C], added to the current of each step.
     """
 
-    def __init__(self, threshold: nn.Parameter, time_steps: int, signed: bool = True, delay: int = 0, encodes: bool = False,
+    def __init__(self, threshold: nn.Parameter, time_steps: int, kind: Neuron | bool = True, delay: int = 0, encodes: bool = False,
                  start: float = HALF, bias: nn.Parameter | None = None):
         super().__init__()
         self.threshold = threshold
         self.register_parameter("bias", bias)
-        self.time_steps, self.signed, self.delay, self.encodes = time_steps, signed, delay, encodes
+        self.kind = kind if isinstance(kind, Neuron) else NEURONS["signed" if kind else "unsigned"]
+        self.time_steps, self.delay, self.encodes = time_steps, delay, encodes
         self.start = start
 
     @classmethod
-    def from_quantized(cls, relu: QuantReLU, time_steps: int, signed: bool, delay: int, encodes: bool,
+    def from_quantized(cls, relu: QuantReLU, time_steps: int, kind: Neuron | bool, delay: int, encodes: bool,
                        start: float = HALF) -> "IFNeuron":
         """Return the neuron that shares the threshold of `relu`."""
-        return cls(relu.threshold, time_steps, signed, delay, encodes, start, relu.bias)
+        return cls(relu.threshold, time_steps, kind, delay, encodes, start, relu.bias)
 
     def spike_train(self, current: Tensor) -> Tensor:
         """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}.
@@ -48,7 +73,7 @@ class IFNeuron(nn.Module):
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         steps, current = self.time_steps, shifted(current, self.bias)
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
-        return integrate_and_fire(current, self.threshold.to(current.dtype), self.signed, self.delay, self.start)
+        return self.kind.equation(current, self.threshold.detach().to(current.dtype), delay=self.delay, start=self.start)
 
     def forward(self, current: Tensor) -> Tensor:
         """Map current as in `spike_train` to s·θ [T·B, ...], time-major."""
@@ -56,5 +81,4 @@ class IFNeuron(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the neuron."""
-        kind = "signed" if self.signed else "unsigned"
-        return f"{kind}, T={self.time_steps}, delay={self.delay}, threshold={self.threshold.item():.4g}"
+        return f"{self.kind.name}, T={self.time_steps}, delay={self.delay}, threshold={self.threshold.item():.4g}"

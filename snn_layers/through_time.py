@@ -116,13 +116,13 @@ class TimeNeuron(IFNeuron):
     @classmethod
     def from_neuron(cls, neuron: IFNeuron, surrogate: str) -> "TimeNeuron":
         """Return the trainable neuron that shares the threshold of `neuron`."""
-        new = cls(neuron.threshold, neuron.time_steps, neuron.signed, neuron.delay, neuron.encodes, neuron.start, neuron.bias)
+        new = cls(neuron.threshold, neuron.time_steps, neuron.kind, neuron.delay, neuron.encodes, neuron.start, neuron.bias)
         new.surrogate = surrogate
         return new.train(neuron.training)
 
     def neuron(self) -> IFNeuron:
         """Return the IF neuron that shares the threshold."""
-        how = (self.time_steps, self.signed, self.delay, self.encodes, self.start)
+        how = (self.time_steps, self.kind, self.delay, self.encodes, self.start)
         return IFNeuron(self.threshold, *how, self.bias).train(self.training)
 
     def forward(self, current: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class TimeNeuron(IFNeuron):
         threshold, steps = self.threshold.detach().to(current.dtype), self.time_steps
         current = shifted(current, self.bias)
         current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
-        spikes = fire_through_time(current, threshold, self.signed, self.delay, self.start, self.surrogate)
+        spikes = fire_through_time(current, threshold, self.kind.signed, self.delay, self.start, self.surrogate)
         return (spikes * threshold).flatten(0, 1)
 
 

@@ -56,6 +56,8 @@ class Parser(argparse.ArgumentParser):
             value = values.get(name)
             if value is None or not action.option_strings or name in OF_ONE_START or (name, value) == ("dataset", "imagenet"):
                 continue
+            if name in ("arch", "neuron") and models.file_of(str(value)) is not None:
+                continue  # a file is imported only where the command line names it
             if name == "data" and values.get("dataset") == "digits":  # it has no place
                 continue
             *_, flag = action.option_strings
@@ -174,8 +176,9 @@ def new_conversion_parser(description: str | None) -> Parser:
     add_imagenet_flags(parser, "*")
     add = parser.add_argument
     add("--init", type=Path, metavar="FILE", help="quantized network, ours or published (default: the best of --arch, --bit)")
-    add("-u", "--unsigned", action="store_const", const="unsigned", default="signed", dest="neuron",
-        help="unsigned neurons (default: signed, which may take a spike back)")
+    add("--neuron", default="signed", metavar="NEURON",
+        help="signed, which may take a spike back, unsigned, or FILE.py:FUNCTION, an equation of your own (default: signed)")
+    add("-u", "--unsigned", action="store_const", const="unsigned", dest="neuron", help="short for --neuron unsigned")
     add("--delay", type=count(0, "delay"), default=0, help="steps of input that a neuron sees before it fires, 0 to T (default: 0)")
     add("--steps", type=count(1, "number of time steps"), metavar="N",
         help="time steps to run, 1 to T; fewer is an early readout (default: T = 2^bit - 1)")

@@ -8,7 +8,7 @@ from typing import Any
 
 from models import Network
 from quant import FLOAT_BITS, time_steps
-from snn_layers import HALF, to_spiking
+from snn_layers import HALF, NEURONS, to_spiking
 
 from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
 from ..errors import UserError
@@ -91,6 +91,8 @@ def read_tuned(path: Path) -> Tuned:
     contents = found[-1]
     summary = contents["finetune"]
     neuron = summary["neuron"]
+    if neuron not in NEURONS:
+        raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: leave it out of the report")
     snn = to_spiking(restore_network(contents, path), neuron, summary["delay"], summary.get("steps"), summary.get("start", HALF))
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]

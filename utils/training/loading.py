@@ -8,7 +8,7 @@ from typing import Any
 import models
 from models import Network
 from quant import FLOAT_BITS, calibrate_, quantize_
-from snn_layers import Deployed, calibrate_rates_, deploy, to_spiking
+from snn_layers import Deployed, Neuron, calibrate_rates_, deploy, to_spiking
 
 from ..checkpoints.checkpoint import (
     BEST,
@@ -145,7 +145,9 @@ def original(run: RunSettings, data: Data, needed: bool) -> Network | None:
 def spiking(how: SpikeSettings, ann: Network) -> Network:
     """Convert a quantized network."""
     try:
-        return to_spiking(ann, how.neuron, how.delay, how.steps, how.start)
+        found = models.file_of(how.neuron)
+        neuron = how.neuron if found is None else Neuron(found[1], models.function_of(*found))
+        return to_spiking(ann, neuron, how.delay, how.steps, how.start)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -171,6 +173,8 @@ def fast(snn: Network, batches: Loader, settings: Settings) -> Network | Deploye
     if settings.spiking.reference:
         return snn
     network = deploy(snn, compile=compiles(snn, batches, settings.run))
+    if network.plain:
+        print(f"{snn.neuron} neurons run as their equation says, in float64: no fused pass fires the same", file=sys.stderr)
     if compiles(snn, batches, settings.run):
         began = time.monotonic()
         network(batches.first(2 * network.fitting_chunk(batches.first(1))))

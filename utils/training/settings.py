@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from quant import FLOAT_BITS
-from snn_layers import HALF, NORMS, SURROGATES
+from snn_layers import HALF, NEURONS, NORMS, SURROGATES
 
 from ..config import CHECK_IMAGES, SMOKE_BATCHES, DataSettings, RunSettings, picked
 from ..errors import UserError
@@ -94,7 +94,8 @@ class SpikeSettings:
     @property
     def suffix(self) -> str:
         """Return what the names of directories say of a network that is tuned for these neurons."""
-        kind = f"_{self.neuron}" * (self.neuron != "signed") + f"_{self.steps}steps" * bool(self.steps)
+        name = self.neuron.rpartition(":")[2]
+        kind = f"_{name}" * (name != "signed") + f"_{self.steps}steps" * bool(self.steps)
         return kind + f"_start{self.start:g}" * (self.start != HALF)
 
 
@@ -122,6 +123,9 @@ class TuneSettings:
     def of(cls, flags: Mapping[str, Any], run: RunSettings) -> Self:
         """Return the settings; raise UserError where flags exclude each other."""
         whole, unrolled = flags["method"] != "layerwise", flags["method"] == "through-time"
+        if unrolled and flags["neuron"] not in NEURONS:
+            raise UserError(f"--neuron {flags['neuron']}: tuning through time has a derivative for {' and '.join(NEURONS)} neurons "
+                            "only; choose one of them, or another --method")
         if flags["teacher"] is not None and not whole:
             raise UserError("--teacher: layer-wise tuning learns from the ANN anyway; leave it out, or pass --method global")
         if flags["nesterov"] is not None and not whole:

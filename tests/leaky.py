@@ -1,0 +1,19 @@
+"""A neuron of one's own, in one file: leaky, unsigned, reset by subtraction; snn.py --neuron tests/leaky.py:leaky."""
+
+import torch
+from torch import Tensor
+
+LEAK = 0.9  # what is left of a membrane after a step
+
+
+def leaky(current: Tensor, threshold: Tensor, delay: int = 0, start: float = 0.5) -> Tensor:
+    """Map currents [T, B, ...] to the spike train [T, B, ...] of 0 and 1: v = 0.9 v + I, a spike where v >= θ takes θ off."""
+    membrane, seen, train = torch.full_like(current[0], start) * threshold, 0, []
+    for step in range(len(current)):
+        for index in range(seen, min(step + 1 + delay, len(current))):
+            membrane = LEAK * membrane + current[index]
+        seen = min(step + 1 + delay, len(current))
+        spikes = (membrane >= threshold).to(current.dtype)
+        membrane = membrane - spikes * threshold
+        train.append(spikes)
+    return torch.stack(train)

@@ -1,0 +1,98 @@
+"""A neuron is one equation: of one's own, or edited, it is what conversion, deployment, calibration and tuning fire."""
+
+import copy
+
+import pytest
+import torch
+from helpers import ROOT
+from leaky import leaky
+
+import snn
+import snn_ft
+from quant import calibrate_, quantize_
+from snn_layers import NEURONS, Neuron, calibrate_rates_, deploy, integrate_and_fire, spikes, to_spiking
+from utils.checkpoints.checkpoint import network_state, save_checkpoint
+from utils.errors import UserError
+
+IMAGES = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(1))
+LEAKY = Neuron("leaky", leaky)
+
+
+def test_a_leaky_neuron_leaks():
+    current = torch.tensor([0.45, 0.0, 0.0, 0.6]).view(4, 1)
+    # 0.5 -> 0.9, 0.81, 0.729 -> 1.2561: one spike; without a leak the membrane would be 1.55 and have fired as well
+    assert leaky(current, torch.tensor(1.0)).flatten().tolist() == [0, 0, 0, 1]
+    assert leaky(torch.tensor([0.25, 0.25]).view(2, 1), torch.tensor(1.0)).flatten().tolist() == [0, 0]
+    assert integrate_and_fire(torch.tensor([0.25, 0.25]).view(2, 1), torch.tensor(1.0)).flatten().tolist() == [0, 1]
+
+
+def test_a_deployed_network_fires_the_neuron_of_one_s_own(small):
+    network = to_spiking(small, LEAKY)
+    deployed = deploy(network, compile=False)
+    assert deployed.plain
+    assert not deploy(to_spiking(small), compile=False).plain
+    exact = copy.deepcopy(network).double()
+    torch.testing.assert_close(deployed(IMAGES), exact(IMAGES.double()).float())
+    assert all(set(train.unique().tolist()) <= {0, 1} for train in spikes(exact, IMAGES.double()).values())
+    assert not torch.equal(deployed(IMAGES), deploy(to_spiking(small, "unsigned"), compile=False)(IMAGES))
+
+
+def edited(current, threshold, signed=True, delay=0, start=0.5):
+    return integrate_and_fire(current, 1.2 * threshold, signed, delay, start)
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_an_edited_equation_is_fired_and_not_the_fused_pass_of_the_old_one(small, name):
+    """Of the equation alone, as if it were changed in functional.py: the fused pass then no longer fires the same."""
+    kind = Neuron(name, lambda current, threshold, **how: edited(current, threshold, name == "signed", **how), name == "signed")
+    network = to_spiking(small, kind)
+    deployed = deploy(network, compile=False)
+    assert deployed.plain
+    torch.testing.assert_close(deployed(IMAGES), copy.deepcopy(network).double()(IMAGES.double()).float())
+
+
+def test_a_leaky_network_is_calibrated(small):
+    network = to_spiking(small, LEAKY)
+    rates = deploy(network, compile=False).firing_rates(IMAGES)
+    calibrate_rates_(network, small, IMAGES)
+    after = deploy(network, compile=False).firing_rates(IMAGES)
+    target: dict = {}
+    hooks = [neuron.register_forward_hook(lambda _, __, output, name=name: target.update({name: output}))
+             for name, neuron in small.units()]
+    small(IMAGES)
+    for hook in hooks:
+        hook.remove()
+
+    def error(found: dict) -> float:
+        return sum((found[name] - target[name]).mean((0, 2, 3)).abs().mean().item() for name in target)
+
+    assert error(after) < error(rates)
+
+
+@pytest.fixture
+def digits(tmp_path):
+    torch.manual_seed(0)
+    from models import build
+    network = calibrate_(quantize_(build("resnet20", "digits"), 2), torch.randn(8, 3, 32, 32))
+    save_checkpoint(tmp_path / "start.pth.tar", network_state(network))
+    return ["-a", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(tmp_path / "start.pth.tar"), "-t", "-b", "4",
+            "--result", str(tmp_path), "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:leaky"]
+
+
+def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
+    assert snn.main([*digits, "-e"])["snn"].count == 40
+    output = capsys.readouterr()
+    assert "SNN, leaky neurons" in output.out
+    assert output.err.count("leaky neurons run as their equation says") == 1
+    tuned = snn_ft.main([*digits, "--method", "global"])
+    assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_leaky_test"
+    assert tuned["neuron"] == "leaky"
+
+
+def test_what_is_no_neuron_is_named(digits):
+    with pytest.raises(UserError, match="unknown neuron 'lif': choose signed or unsigned"):
+        snn.main([*digits, "--neuron", "lif"])
+    with pytest.raises(UserError, match="has no function 'lif'"):
+        snn.main([*digits, "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:lif"])
+    with pytest.raises(UserError, match="a derivative for signed and unsigned neurons only"):
+        snn_ft.main([*digits, "--method", "through-time"])
