@@ -8,5 +8,4 @@ from .unit import BasicBlock, Shortcut, Stack, Unit
 
 __all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
            "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "file_of", "function_of", "label", "live",
-           "mean_over_time",
-           "module", "moving", "recipe", "same", "tree"]
+           "mean_over_time", "module", "moving", "recipe", "same", "tree"]

@@ -99,7 +99,7 @@ def test_delay_out_of_range_is_an_error(delay):
 
 
 def test_module_unfolds_time_from_the_batch_and_keeps_no_state():
-    neuron = IFNeuron.from_quantized(QuantReLU(2, 0.5), 3, signed=True, delay=0, encodes=False)
+    neuron = IFNeuron.from_quantized(QuantReLU(2, 0.5), 3, kind=True, delay=0, encodes=False)
     current = torch.randn(3 * 4, 2, 5, 5)
     spikes = neuron(current)
     expected = integrate_and_fire(current.view(3, 4, 2, 5, 5), torch.tensor(0.5)) * 0.5
