@@ -19,7 +19,7 @@ from typing import Any
 
 from main import main as train
 from utils import cli, script
-from utils.training.settings import Settings
+from utils.settings import Settings
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:

@@ -20,8 +20,8 @@ from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
 from utils.errors import UserError
 from utils.report.measure import compare
+from utils.settings import Settings
 from utils.training import loading
-from utils.training.settings import Settings
 
 
 def parse(argv: list[str] | None) -> Settings:

@@ -24,9 +24,9 @@ from utils import cli, script
 from utils.checkpoints.rundir import RunDirectory
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
+from utils.settings import CACHE, Settings
 from utils.training import loading
 from utils.training.session import Session, check_state
-from utils.training.settings import CACHE, Settings
 from utils.training.tune import METHODS
 
 

@@ -23,7 +23,7 @@ from utils import cli, script
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.config import DataSettings, RunSettings
 from utils.distributed.processes import Place
-from utils.training.settings import SpikeSettings, TrainSettings, TuneSettings
+from utils.settings import SpikeSettings, TrainSettings, TuneSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"main.py": main, "snn.py": snn, "snn_ft.py": snn_ft, "dali_main.py": dali_main}

@@ -1,22 +1,18 @@
 """CIFAR-10, CIFAR-100, digits and a folder of images as uint8 tensors, and a loader that augments whole batches on the device."""
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from .cifar_files import read_cifar, read_digits
 from .folder import mean_and_std, read_folder
 
 PADDING = 4
-SIZE = 32  # of CIFAR's images
-SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -31,92 +27,6 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """Return {file name: SHA-256} from a folder's SHA256SUMS, as `sha256sum *.bin > SHA256SUMS` writes it; empty without one."""
-    path = folder / SUMS
-    try:
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return {name.lstrip("*"): digest for digest, name in (line.split() for line in lines)}
-    except ValueError as error:
-        raise UserError(f"{path} is no list of checksums: write it again, sha256sum *.bin > {SUMS}, or remove it") from error
-
-
-def read_binary(files: list[Path], label_bytes: int, classes: int, most: int) -> tuple[Tensor, Tensor]:
-    """Read the official binary version: records of `label_bytes` labels (the last one counts) and 3072 pixels.
-
-    The format has no checksums, so that altered pixels can be told only where SHA256SUMS lies beside the files.
-
-    Args:
-        most: records of a file of the official set.
-
-    Returns:
-        images [N, 3, 32, 32] uint8, labels [N] int64.
-
-    Raises:
-        UserError: a file is missing, no whole number of records, empty, larger than the official one, has a label outside the
-            classes, or differs from SHA256SUMS.
-    """
-    images, labels = [], []
-    sums = read_sums(files[0].parent)
-    record = label_bytes + 3 * SIZE * SIZE
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is missing: unpack the official archive again")
-        size = file.stat().st_size
-        if size == 0 or size % record or size > most * record:
-            raise UserError(f"{file} has {size} bytes, which is not 1 to {most} times {record}: it is truncated or no CIFAR file")
-        raw = np.fromfile(file, np.uint8)
-        if sums and sums.get(file.name) != hashlib.sha256(raw).hexdigest():
-            raise UserError(f"{file} differs from {SUMS} beside it: it is damaged, unpack it again, or mend the list")
-        rows = raw.reshape(-1, record)
-        labels.append(rows[:, label_bytes - 1])
-        images.append(rows[:, label_bytes:].reshape(-1, 3, SIZE, SIZE))
-        if labels[-1].max() >= classes:
-            raise UserError(f"{file} has label {labels[-1].max()}, but {classes} classes: it is damaged or of another data set")
-    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)).long()
-
-
-def read_cifar(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
-    """Read CIFAR-10 or CIFAR-100 from `root`: the binary version, else torchvision's (downloaded if need be)."""
-    if classes == 10:
-        folder, names = root / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
-        label_bytes, most = 1, 10_000
-    else:
-        folder, names = root / "cifar-100-binary", ["train.bin" if train else "test.bin"]
-        label_bytes, most = 2, 50_000 if train else 10_000
-    if folder.is_dir():
-        return read_binary([folder / name for name in names], label_bytes, classes, most)
-    return read_torchvision(root, classes, train)
-
-
-def read_torchvision(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
-    """Read the python version through torchvision, which checks its checksums before it unpickles, or download it."""
-    from torchvision import datasets
-
-    kind, folder = (datasets.CIFAR10, "cifar-10-batches-py") if classes == 10 else (datasets.CIFAR100, "cifar-100-python")
-    try:
-        source = kind(str(root), train=train, download=not (root / folder).is_dir())
-    except (OSError, RuntimeError) as error:
-        if (root / folder).is_dir():
-            raise UserError(f"{root / folder} is not the official data set ({error}): unpack the archive again") from error
-        binary = "cifar-10-batches-bin" if classes == 10 else "cifar-100-binary"
-        raise UserError(f"no CIFAR-{classes} in {root} and no download ({error}): put the official {binary}/ or {folder}/ "
-                        f"there, or name its parent with --data") from error
-    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(source.targets)
-
-
-def read_digits(train: bool) -> tuple[Tensor, Tensor]:
-    """Return scikit-learn's 8x8 digits as grey 3x32x32 images: every fifth one is a test image (360 of 1,797)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    chosen = (np.arange(len(digits.target)) % 5 != 0) == train
-    pixels = torch.from_numpy(digits.images[chosen] * (255 / 16)).round().to(torch.uint8)
-    images = pixels[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1).contiguous()
-    return images, torch.from_numpy(digits.target[chosen]).long()
 
 
 def load_images(dataset: str, root: str | Path, train: bool, size: int = 32) -> ImageSet:

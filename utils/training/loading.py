@@ -24,7 +24,7 @@ from ..config import RunSettings
 from ..data.splits import Data, Loader
 from ..distributed.processes import Place, agree_
 from ..errors import UserError
-from .settings import Settings, SpikeSettings
+from ..settings import Settings, SpikeSettings
 
 COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
 NOTICED = 3.0  # seconds

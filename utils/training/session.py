@@ -14,9 +14,9 @@ from ..checkpoints.checkpoint import network_state, recorded, restore_network
 from ..checkpoints.rundir import RunDirectory, plain
 from ..data.splits import Data
 from ..errors import UserError
+from ..settings import Settings
 from . import loading
 from .engine import evaluate
-from .settings import Settings
 
 
 class Session:

@@ -22,11 +22,11 @@ from snn_layers import (
 
 from ..distributed.processes import average_, average_buffers_, parallel
 from ..errors import UserError
+from ..settings import Settings
 from . import loading
 from .engine import epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
 from .metrics import Scores
 from .session import Session
-from .settings import Settings
 from .step import Step, autocast
 
 GIGABYTE = 2**30

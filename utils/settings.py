@@ -8,8 +8,8 @@ from typing import Any, Self
 from quant import FLOAT_BITS
 from snn_layers import HALF, NEURONS, NORMS, SURROGATES
 
-from ..config import CHECK_IMAGES, SMOKE_BATCHES, DataSettings, RunSettings, picked
-from ..errors import UserError
+from .config import CHECK_IMAGES, SMOKE_BATCHES, DataSettings, RunSettings, picked
+from .errors import UserError
 
 CACHE = 8  # GB
 TUNE_IMAGES = 10_000  # of an epoch of layer-wise tuning
