@@ -122,7 +122,8 @@ class PretendedGPU(TorchDispatchMode):
     def __enter__(self) -> "PretendedGPU":
         PretendedGPU.active = self
         self.kept = torch.cuda._lazy_init, torch.Generator, torch._C._only_lift_cpu_tensors(), torch.cuda.device_count
-        self.memory, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda device=None: (2**30, 2**30)
+        self.queries = torch.cuda.mem_get_info, torch.cuda.set_device
+        torch.cuda.mem_get_info, torch.cuda.set_device = lambda device=None: (2**30, 2**30), lambda device: None
         torch.cuda._lazy_init, torch.Generator, torch.cuda.device_count = lambda: None, HostGenerator, lambda: 1
         torch._C._set_only_lift_cpu_tensors(True)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -130,7 +131,7 @@ class PretendedGPU(TorchDispatchMode):
 
     def __exit__(self, *error: object) -> None:
         torch.cuda._lazy_init, torch.Generator, lift, torch.cuda.device_count = self.kept
-        torch.cuda.mem_get_info = self.memory
+        torch.cuda.mem_get_info, torch.cuda.set_device = self.queries
         torch._C._set_only_lift_cpu_tensors(lift)
         torch.__future__.set_overwrite_module_params_on_conversion(False)
         super().__exit__(*error)

@@ -50,6 +50,8 @@ def session(run: RunSettings, seed: int) -> Iterator[tuple[torch.device, Place]]
     repeatable(run, seed)
     place = Place.of_environment(run.local_rank)
     device = choose_device(run.device, place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # before anything else: the first GPU's memory would be taken too, and graphs captured there
     with group(place, device, TIMEOUT if run.timeout is None else run.timeout):
         yield device, place
 

@@ -101,8 +101,6 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         yield
         return
     end_with_parent()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # else each process would also take memory of the first GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         join(backend, timedelta(seconds=timeout))
