@@ -10,7 +10,7 @@ from torch import nn
 from models import Network
 
 from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU
-from .levels import FLOAT_BITS, check_bits
+from .levels import CLIP, FLOAT_BITS, THRESHOLD, check_bits
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -117,7 +117,7 @@ def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Ne
     """
     if bit == FLOAT_BITS and network.bit != FLOAT_BITS:
         raise ValueError(f"the network is {network.bit}-bit: a float network starts from a float one")
-    clips = {name: p for name, p in network.named_parameters() if name.endswith((".alpha", ".threshold"))}
+    clips = {name: p for name, p in network.named_parameters() if name.endswith((THRESHOLD, CLIP))}
     network = quantize_(dequantize_(network), bit, weight_bit)
     for name, parameter in network.named_parameters():
         if name in clips:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from models import Network
 
 from .layers import APoTWeight, EightBitWeight
+from .levels import CLIP, THRESHOLD
 
-POSITIVE = (".threshold", ".alpha")
 SILENT = 1e-6  # mean, beside the bias, up to which a BN channel of variance 0 has only ever seen zeros
 
 
@@ -34,14 +34,14 @@ def check_values(network: nn.Module) -> None:
 
 def clips(network: nn.Module) -> list[Tensor]:
     """Return the thresholds and weight clips, scalars that must stay positive."""
-    return [parameter for name, parameter in network.named_parameters() if name.endswith(POSITIVE)]
+    return [parameter for name, parameter in network.named_parameters() if name.endswith((THRESHOLD, CLIP))]
 
 
 def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
     for name, tensor in network.state_dict().items() if statistics else network.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             yield f"{name} holds NaN or infinity"
-        if name.endswith(POSITIVE) and not tensor > 0:
+        if name.endswith((THRESHOLD, CLIP)) and not tensor > 0:
             yield f"{name} is {tensor.item():g}, but must be positive"
 
     def read_layer(norm: str) -> nn.Module | None:

@@ -6,6 +6,7 @@ from itertools import product
 from math import lcm
 
 MIN_BITS, MAX_BITS, FLOAT_BITS = 2, 8, 32
+THRESHOLD, CLIP = ".threshold", ".alpha"  # ends of the names of the learned scalars: θ of activations, α of weights
 
 
 def check_bits(bits: int, name: str = "bit") -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Network, Part, Values
-from quant import fault, quantized_once
+from quant import THRESHOLD, fault, quantized_once
 
 from .convert import own_parameters_
 from .rate import unit_rate
@@ -187,7 +187,7 @@ class _Tuner:
 
 def trained_parameters(unit: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a unit's layers but the threshold: weights, biases, weight clips, BN scale and shift."""
-    return [parameter for name, parameter in unit.named_parameters() if not name.endswith("threshold")]
+    return [parameter for name, parameter in unit.named_parameters() if not f".{name}".endswith(THRESHOLD)]
 
 
 def unit_loss(snn: Network, unit: Part, means: Values, spike_rate: Tensor, target: Tensor) -> Tensor:

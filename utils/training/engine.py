@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant import quantized_once
+from quant import CLIP, THRESHOLD, quantized_once
 
 from ..errors import UserError
 from .metrics import Meter, Scores
@@ -54,7 +54,7 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
 
     A group's "factor" is what the rate of the others is to be multiplied by.
     """
-    rates = {".threshold": threshold_lr, ".alpha": clip_lr}
+    rates = {THRESHOLD: threshold_lr, CLIP: clip_lr}
     groups: dict[str | float, list[nn.Parameter]] = {"weights": []}  # then the clips, by the factor of their rate
     for name, parameter in network.named_parameters():
         kind = name[name.rfind("."):]

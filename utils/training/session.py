@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from models import Network
+from quant import THRESHOLD
 from snn_layers import HALF, UnitProgress, latency, norm_steps
 
 from ..checkpoints.checkpoint import network_state, recorded, restore_network
@@ -125,7 +126,7 @@ def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
     Through time it learns the statistics of the spikes.
     """
     ours = tuned.state_dict()
-    frozen = ("threshold",) if method == "through-time" else ("threshold", "running_mean", "running_var")
+    frozen = (THRESHOLD,) if method == "through-time" else (THRESHOLD, "running_mean", "running_var")
     for name, tensor in ann.state_dict().items():
         if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
             raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
