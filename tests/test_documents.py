@@ -1,9 +1,20 @@
 """The documents: what they link to and name is there, and README is as short as it says what a newcomer wants."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
+
+import dali_main
+import main
+import report
+import reproduce
+import snn
+import snn_ft
+
+SCRIPTS = {script.__name__: script for script in (main, dali_main, snn, snn_ft, report, reproduce)}
 
 DOCUMENTS = [ROOT / "README.md", *(path for folder in ("docs", "result", "benchmarks") for path in (ROOT / folder).glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -46,3 +57,15 @@ def test_the_python_of_the_readme_runs_as_it_stands(tiny, tmp_path, monkeypatch)
     assert names["logits"].shape == (40, 10)
     assert len(names["trains"]) == 19
     assert all(train.shape[:2] == (15, 1) for train in names["trains"].values())
+
+
+COMMANDS = [(document.name, line.strip()) for document in DOCUMENTS for line in document.read_text().splitlines()
+            if line.startswith("    python ") and "{" not in line and "..." not in line and " -c " not in line]
+
+
+@pytest.mark.parametrize(("document", "line"), COMMANDS)
+def test_command_lines_have_flags_that_there_are(document, line):
+    words = shlex.split(line, comments=True)
+    start = next((index for index, word in enumerate(words) if Path(word).stem in SCRIPTS), None)
+    if start is not None:
+        SCRIPTS[Path(words[start]).stem].parse(words[start + 1:])
