@@ -10,6 +10,7 @@ import models
 from models import Network
 from quant import shifted, swap_
 
+from .calibrate import CHUNK
 from .convert import own_parameters_
 from .functional import HALF, RETRACTION
 from .neuron import IFNeuron
@@ -189,6 +190,42 @@ class ThroughTime(nn.Module):
         for norm in _norms(self.snn) if self.frozen else ():
             norm.eval()
         return self
+
+    @torch.no_grad()
+    def settle_(self, images: Tensor) -> None:
+        """Give BN the statistics of the spikes on images [N, 3, H, W], and what of them it takes to put out what it did before.
+
+            γ' = γ · √(σ'² + ε) / √(σ² + ε),  β' = β + γ · (μ' - μ) / √(σ² + ε)
+
+        The network stays the function that it is, but for what one batch's statistics differ from these. Without it the first
+        batch in training mode is normalised to another network's means: those of each step must differ from step to step.
+        """
+        sums: dict[nn.Module, Tensor] = {}
+
+        def look(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+            steps = norm.time_steps if isinstance(norm, StepNorm) else 1
+            x = inputs[0].unflatten(0, (steps, -1)).transpose(1, 2).flatten(2).double()  # [T, C, B·H·W]
+            found = torch.stack([torch.full_like(x[..., 0], x.shape[2]), x.sum(2), x.square().sum(2)])
+            sums[norm] = sums.get(norm, 0) + found
+
+        hooks = [norm.register_forward_pre_hook(look) for norm in _norms(self.snn)]
+        was_training = self.training
+        self.eval()
+        for chunk in () if self.frozen else images.split(CHUNK):
+            self(chunk)
+        self.train(was_training)
+        for hook in hooks:
+            hook.remove()
+        for norm, (count, total, squares) in sums.items():
+            rows = (values.view(-1, values.shape[-1])[:len(count)] for values in (norm.running_mean, norm.running_var,
+                                                                                norm.weight, norm.bias))
+            (old_mean, old_var, scale, shift), mean = rows, total / count
+            var = (squares / count - mean.square()).clamp(min=0)
+            gain = scale / (old_var + norm.eps).sqrt()
+            shift += (gain * (mean - old_mean)).to(shift.dtype)
+            scale.copy_(gain * (var + norm.eps).sqrt())
+            old_mean.copy_(mean)
+            old_var.copy_(var)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes], the mean over T."""

@@ -213,6 +213,19 @@ def test_a_restored_network_converts_to_the_same_and_is_an_ann_with_the_mean_con
         network.train()(IMAGES.double())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["step", "shared"])
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_settled_bn_trains_from_the_function_that_the_network_is(quantized, norm, neuron):
+    network = ThroughTime(to_spiking(quantized.double(), neuron), TimeConfig(norm))
+    images = torch.cat([IMAGES, IMAGES.flip(0) + 0.1]).double().repeat(6, 1, 1, 1)  # 72: two parts
+    expected, unsettled = network.eval()(images), copy.deepcopy(network).train()(images)
+    network.settle_(images)
+    torch.testing.assert_close(network.eval()(images), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(network.train()(images), expected, rtol=1e-6, atol=1e-6)
+    assert (unsettled - expected).abs().mean() > 0.1 * expected.abs().mean()
+
+
 @pytest.mark.parametrize(("norm", "moves"), [("step", True), ("shared", True), ("frozen", False)])
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_a_step_trains_all_but_thresholds_and_frozen_statistics(quantized, norm, moves, neuron):

@@ -20,7 +20,7 @@ from snn_layers import (
     state_bytes,
 )
 
-from ..distributed.processes import average_, average_buffers_, parallel
+from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
@@ -30,6 +30,7 @@ from .session import Session
 from .step import Step, autocast
 
 GIGABYTE = 2**30
+SETTLING = 512  # images whose spikes give BN its first statistics
 HARM = 3.0  # percent; ANN and network know the check images, so that a small fall is no harm
 
 
@@ -86,6 +87,9 @@ def globally(settings: Settings, session: Session) -> None:
 def through_time(settings: Settings, session: Session) -> None:
     """Train the whole network, unrolled over its time steps; see `as_a_whole`. The network gets plain neurons again."""
     network = ThroughTime(session.snn, TimeConfig(settings.tuning.norm, settings.tuning.surrogate))
+    if not session.history:
+        network.settle_(session.batches.first(SETTLING))
+        agree_(session.snn)
     as_a_whole(settings, session, network)
     network.finished()
 
