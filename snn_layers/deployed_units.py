@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import INPUT, NORMS, WEIGHTED, Network, Part, moving, tree
+from models import INPUT, Network, Part, moving, tree
 from quant import compiled
 
 from .functional import RETRACTION
@@ -218,7 +218,8 @@ class SpikingUnit(nn.Module):
             for weight, term in zip(weights, terms, strict=True))
         self.pool = moving(snn.graph, form.pools, {})
         self.moves = [moving(snn.graph, term.piece.chain, dict(term.piece.windows)) for term in terms]
-        self.root = tree({path: snn.layer(path) for path in unit.modules() if not isinstance(snn.layer(path), (*NORMS, *WEIGHTED))})
+        # Of the layers only those that move spikes are kept: what learns stays the network's own.
+        self.root = tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
         self.reads = [unit.inputs.index(term.piece.source) for term in terms]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:

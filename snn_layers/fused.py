@@ -82,19 +82,19 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
 
 
 def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, constants: Tensor, time_steps: int, signed: bool,
-               delay: int, zero: int, dtype: torch.dtype, start: float = HALF) -> Tensor:
-    """Return the spike train of `fire` where scale, bias and factor are those of each time step.
+               delay: int, zero: int, dtype: torch.dtype, start: float = HALF, *others: Tensor) -> Tensor:
+    """Return the spike train of `fire` where scale, bias and factors are those of each time step.
 
-    I_t = scale_t · accumulator_t + bias_t + factor_t · second_t. There is no unit in which all accumulators are integers, so
-    that the sums are float64's: rounded to 2^-53, as those of a float64 run.
+    I_t = scale_t · accumulator_t + bias_t + factor_t · second_t, and so on for the `others`. There is no unit in which all
+    accumulators are integers, so that the sums are float64's: rounded to 2^-53, as those of a float64 run.
 
     Args:
         accumulator: [T, N, C] float32.
-        currents: scale, bias and factor, [3, T, C] float64.
+        currents: scale, bias and the factors of `second` and of each other, [3 + others, T, C] float64.
         constants: as in `fire`, [4, 2, C] float64, with bias and factor 0: their unit is that of θ.
     """
-    scale, bias, factor = currents.unsqueeze(2)
+    scale, bias, *factors = currents.unsqueeze(2)
     current = accumulator.double() * scale + bias
-    if second is not None:
-        current = current + second.double() * factor
+    for term, factor in zip(() if second is None else (second, *others), factors, strict=second is not None):
+        current = current + term.double() * factor
     return fire(current, None, constants, time_steps, signed, delay, zero, dtype, start)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models import Network
 from quant import swap_, time_steps
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class StepNorm(nn.Module):

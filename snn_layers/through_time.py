@@ -245,4 +245,4 @@ def spiking_norms(snn: Network) -> list[nn.Module]:
 
 
 def _norms(snn: Network) -> list[nn.Module]:
-    return [module for module in snn.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | StepNorm)]
+    return [module for module in snn.modules() if isinstance(module, (*models.NORMS, StepNorm))]

@@ -183,6 +183,34 @@ def test_deployed_with_constants_of_each_step_every_spike_is_that_of_a_float64_r
     assert all(neuron.currents.diff(dim=1).abs().amax() > 0 for _, neuron in hidden)
 
 
+class Three(nn.Module):
+    """A unit whose current has three terms, each normalised on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem_bn(self.stem(x)))
+        a = torch.relu(self.norms[0](self.convs[0](x)))
+        b = torch.relu(self.norms[1](self.convs[1](a)))
+        return self.head(torch.relu(self.norms[2](self.convs[2](b)) + self.norms[1](self.convs[1](x)) + a + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_unit_of_many_terms_with_constants_of_each_step_is_exact(neuron):
+    torch.manual_seed(3)
+    network = calibrate_(quantize_(Network(Three()), 2), IMAGES).eval()
+    snn = stepped(network, neuron)
+    with torch.no_grad():
+        found, expected = deploy(snn, compile=False)(IMAGES), copy.deepcopy(snn).double()(IMAGES.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert max(len(neuron.currents) for _, neuron in deploy(snn, compile=False).units() if neuron.currents is not None) == 2 + 4 - 1
+
+
 @torch.no_grad()
 def test_an_early_readout_takes_the_constants_of_the_first_steps(quantized):
     snn = stepped(quantized)
@@ -230,6 +258,8 @@ def test_settled_bn_trains_from_the_function_that_the_network_is(quantized, norm
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_a_step_trains_all_but_thresholds_and_frozen_statistics(quantized, norm, moves, neuron):
     network = ThroughTime(to_spiking(quantized, neuron), TimeConfig(norm)).train()
+    deploy(network.snn, compile=False)  # as before each epoch: it must leave the network as it is
+    assert network.snn.body[1].part1.bn.training == moves
     before, ann = copy.deepcopy(network.snn.state_dict()), copy.deepcopy(quantized.state_dict())
     optimizer = torch.optim.SGD((p for p in network.parameters() if p.requires_grad), lr=0.1)
     with torch.autocast("cpu", torch.bfloat16):
