@@ -93,8 +93,8 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
     found = reader.affine(reader.read(node))
     if found is None or not any(term.weight is not None for term in found.terms):
         return None
-    # Of BN of each time step `fire_steps` has two terms. Max-pooling commutes with one scale and bias, not with several.
-    if len(found.terms) > (1 if pools else 2 if found.bias.dim() == 2 else len(found.terms)) or (pools and found.bias.dim() == 2):
+    # Max-pooling commutes with one scale and bias, not with several.
+    if pools and (len(found.terms) > 1 or found.bias.dim() == 2):
         return None
     if any(moving(snn.graph, term.piece.chain, dict(term.piece.windows)) is None for term in found.terms):
         return None

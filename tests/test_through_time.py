@@ -189,15 +189,15 @@ class Three(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
-        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(3))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
         x = torch.relu(self.stem_bn(self.stem(x)))
         a = torch.relu(self.norms[0](self.convs[0](x)))
         b = torch.relu(self.norms[1](self.convs[1](a)))
-        return self.head(torch.relu(self.norms[2](self.convs[2](b)) + self.norms[1](self.convs[1](x)) + a + x).mean((2, 3)))
+        return self.head(torch.relu(self.norms[2](self.convs[2](b)) + self.norms[3](self.convs[3](x)) + a + x).mean((2, 3)))
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
