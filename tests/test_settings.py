@@ -99,3 +99,10 @@ def test_another_data_set_given_by_its_classes_is_taken():
     before = plain(main.parse([]))
     assert main.parse([], before).data.dataset == "cifar10"
     assert main.parse(["-ct", "100"], before).data.dataset == "cifar100"
+
+
+def test_a_checkpoint_never_names_a_file_to_run(tmp_path):
+    """Only the command line does: what a run was told before comes out of a file that anyone may have made."""
+    before = plain(snn_ft.parse(["--bit", "3"])) | {"arch": f"{tmp_path}/evil.py:network", "neuron": f"{tmp_path}/evil.py:fire"}
+    settings = snn_ft.parse(["--bit", "3"], before)
+    assert (settings.run.arch, settings.spiking.neuron) == ("alex", "signed")
