@@ -13,6 +13,7 @@ without a look at the test set.
 
 from typing import Any
 
+import utils  # noqa: F401 - before torch
 from models import Network
 from snn_layers import HALF, StepNorm, latency, layer_table, norm_steps
 from utils import cli, script

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import utils  # noqa: F401 - before torch
 from snn_layers import NORMS, SURROGATES
 from utils import cli, script
 from utils.checkpoints.rundir import RunDirectory

@@ -66,7 +66,7 @@ def test_every_module_has_a_place(graph):
 
 
 def test_imports_run_one_way(graph):
-    wrong = [(name, read) for name, others in graph.items() for read in others if name != "utils"
+    wrong = [(name, read) for name, others in graph.items() for read in others if "utils" not in (name, read)
              if place(name)[1] != place(read)[1] and place(name)[0] >= place(read)[0]]
     assert wrong == []
 
