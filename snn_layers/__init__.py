@@ -4,6 +4,7 @@ from .analysis import LayerMonitor, LayerStatistics, layer_table
 from .calibrate import calibrate_rates_
 from .convert import latency, own_parameters_, to_spiking
 from .deploy import Deployed, deploy
+from .exchange import exchange
 from .finetune import FinetuneConfig, TunedUnit, UnitProgress, finetune
 from .functional import HALF, integrate_and_fire
 from .neuron import NEURONS, IFNeuron, Neuron
@@ -15,5 +16,5 @@ from .through_time import NORMS, SURROGATES, ThroughTime, TimeConfig, fire_throu
 
 __all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor",
            "LayerStatistics", "Neuron", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit", "UnitProgress",
-           "adopt_steps_", "calibrate_rates_", "deploy", "finetune", "fire_through_time", "integrate_and_fire", "latency",
-           "layer_table", "norm_steps", "own_parameters_", "rate_logits", "spikes", "state_bytes", "to_spiking"]
+           "adopt_steps_", "calibrate_rates_", "deploy", "exchange", "finetune", "fire_through_time", "integrate_and_fire",
+           "latency", "layer_table", "norm_steps", "own_parameters_", "rate_logits", "spikes", "state_bytes", "to_spiking"]

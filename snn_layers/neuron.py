@@ -60,8 +60,8 @@ class IFNeuron(nn.Module):
         """Return the neuron that shares the threshold of `relu`."""
         return cls(relu.threshold, time_steps, kind, delay, encodes, start, relu.bias)
 
-    def spike_train(self, current: Tensor) -> Tensor:
-        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to spikes [T, B, ...] in {-1, 0, 1}.
+    def currents(self, current: Tensor) -> Tensor:
+        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), with the bias to that of each step [T, B, ...].
 
         Raises:
             ValueError: currents in half precision, or, in the first neuron, NaN.
@@ -72,11 +72,15 @@ class IFNeuron(nn.Module):
         if self.encodes and current.isnan().any():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
         steps, current = self.time_steps, shifted(current, self.bias)
-        current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
+        return current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
+
+    def spike_train(self, current: Tensor) -> Tensor:
+        """Map current as `currents` does to spikes [T, B, ...] in {-1, 0, 1}."""
+        current = self.currents(current)
         return self.kind.equation(current, self.threshold.detach().to(current.dtype), delay=self.delay, start=self.start)
 
     def forward(self, current: Tensor) -> Tensor:
-        """Map current as in `spike_train` to s·θ [T·B, ...], time-major."""
+        """Map current as `currents` does to s·θ [T·B, ...], time-major."""
         return self.spike_train(current).mul_(self.threshold.detach()).flatten(0, 1)
 
     def extra_repr(self) -> str:
