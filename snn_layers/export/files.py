@@ -1,0 +1,69 @@
+"""A network leaves PyTorch as one file: ONNX for any runtime, PT2 for torch alone."""
+
+import io
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Network
+
+from .network import Exported, exported
+
+KINDS = (".onnx", ".pt2")
+BATCHES = (5, 7, 11, 13)  # images in an example
+METADATA = "metadata.json"  # in a .pt2 file
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError if no network can leave as such a file; ModuleNotFoundError if a package for it is missing."""
+    if path.suffix not in KINDS:
+        raise ValueError(f"{path}: a network leaves as {' or '.join(KINDS)}")
+    if path.suffix == ".onnx":
+        try:
+            import_module("onnx")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{path} needs the package {error.name}: pip install -r requirements-export.txt, or write a "
+                                      ".pt2 file", name=error.name) from error
+
+
+@torch.no_grad()
+def network_file(network: Network, path: Path, size: tuple[int, ...], metadata: dict[str, Any]) -> bytes:
+    """Return the contents of a file of a quantized or a spiking network; `Exported` says what it takes and gives.
+
+    It holds the weights as integers and computes with spikes or counts as bytes; batches may have any size.
+
+    Args:
+        network: on a CPU.
+        path: ends in .onnx or .pt2; nothing is written.
+        size: of an image, (C, H, W).
+        metadata: what the file says of itself: numbers, text, lists of them; None is left out.
+
+    Raises:
+        ValueError: another ending, a float network, or an operator that has no counterpart; names it and its unit.
+        ModuleNotFoundError: ONNX is not installed.
+    """
+    check_file(path)
+    told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items() if value is not None}
+    module, images = exported(network), example(network, size)
+    if path.suffix == ".pt2":
+        return torch_program(module, images, told)
+    return import_module(".model", __package__).onnx_model(module, images, told).SerializeToString()
+
+
+def example(network: Network, size: tuple[int, ...]) -> Tensor:
+    """Return noise images [B, C, H, W], B no divisor of T, so that axes of batch and time differ in length."""
+    batch = next(number for number in BATCHES if network.time_steps % number)
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+
+
+def torch_program(module: Exported, images: Tensor, metadata: dict[str, str]) -> bytes:
+    """Return a network as a program that `torch.export.load` reads without this repository; its metadata is an extra file."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(module, (images,), dynamic_shapes={"images": {0: batch}}, strict=False)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    return file.getvalue()

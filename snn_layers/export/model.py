@@ -1,0 +1,49 @@
+"""A network as an ONNX model."""
+
+
+import onnx
+from onnx import helper
+from torch import Tensor
+
+from .network import Exported
+from .operators import OPERATORS
+from .record import TYPES, record
+
+OPSET, IR = 18, 9
+
+
+def onnx_model(network: Exported, images: Tensor, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Return a network as an ONNX model, from "images" [batch, C, H, W]; see `Exported` for the outputs.
+
+    Args:
+        images: an example [B, C, H, W], B no divisor of T.
+        metadata: what the file says of itself.
+
+    Raises:
+        ValueError: an operator that has no counterpart; names it and its unit.
+    """
+    nodes, constants, outputs = record(network, images, OPERATORS)
+    nodes, constants = used(nodes, constants, set(outputs))
+    takes = helper.make_tensor_value_info("images", TYPES[images.dtype], ["batch", *images.shape[1:]])
+    gives = [helper.make_tensor_value_info(name, TYPES[x.dtype], shape(name, x, len(images))) for name, x in outputs.items()]
+    graph = helper.make_graph(nodes, metadata.get("architecture") or "network", [takes], gives, constants)
+    model = helper.make_model(graph, producer_name="fast-snn", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def shape(name: str, x: Tensor, batch: int) -> list[int | str]:
+    """Return an output's shape, with a name for the batch."""
+    axis = int(name.startswith("readouts"))
+    return ["batch" if at == axis and length % batch == 0 else length for at, length in enumerate(x.shape)]
+
+
+def used(nodes: list, constants: list, wanted: set[str]) -> tuple[list, list]:
+    """Return the nodes and constants that the outputs need."""
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted |= set(node.input)
+    return kept[::-1], [constant for constant in constants if constant.name in wanted]

@@ -1,0 +1,191 @@
+"""What leaves PyTorch: a deployed network with spikes, or the counts of a quantized network, as bytes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_map
+
+from models import INPUT, Network, live
+
+from ..convert import to_spiking
+from ..deploy import Deployed
+from ..deployed_units import ExactUnit, FusedNeuron
+from ..fused import fire, fire_steps
+from ..integer import EXACT, Geometry
+from ..normal_form import normal_form
+from ..step_norm import refuse_steps
+
+
+class ByteConv(nn.Module):
+    """Convolution of bytes x - zero, in a floating-point type: where the weights are integers a file has ConvInteger for it."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry, zero: int):
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous())
+        self.geometry, self.zero = geometry, zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map bytes [N, C, H, W] to accumulators [N, C', H', W']."""
+        x = x.to(self.weight.dtype)
+        return self.geometry.convolve(x - self.zero if self.zero else x, self.weight)
+
+
+class ByteConvolution:
+    """What a `Deployed` takes as its convolution: how bytes are stored, and what convolves them.
+
+    Args:
+        zero: byte that stands for 0.
+        most: largest magnitude of a byte minus zero.
+        rounds: weights that are no integers are convolved in float32, as `Deployed` does, and not in float64.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, zero: int, most: int, rounds: bool):
+        self.zero, self.most, self.rounds = zero, most, rounds
+
+    def __call__(self, weight: Tensor, geometry: Geometry, total: int, integral: bool) -> ByteConv:
+        """Return the convolution of sums of `total` bytes with these numerators, in float32 where that holds every sum."""
+        exact = integral and self.most * total * weight.abs().flatten(1).sum(1).max() < EXACT
+        return ByteConv(weight.float() if exact or self.rounds else weight.double(), geometry, self.zero * total)
+
+
+class Activation(nn.Module):
+    """What follows the accumulators of a unit; the constants are those of its fused neuron."""
+
+    def __init__(self, neuron: FusedNeuron):
+        super().__init__()
+        self.neuron = neuron
+        self.time_steps, self.zero, self.dtype, self.encodes = neuron.time_steps, neuron.zero, neuron.dtype, neuron.encodes
+
+    def rate(self, x: Tensor) -> Tensor:
+        """Return the mean output θ · firing rate."""
+        return self.neuron.rate(x)
+
+    def rates(self, x: Tensor) -> Tensor:
+        """Return `rate` over the first T' = 1..T steps."""
+        return self.neuron.rates(x)
+
+
+def along_channels(constants: Tensor, accumulator: Tensor) -> Tensor:
+    """Return constants [..., C] with an axis of 1 for each axis of places of accumulators [N, C, ...]."""
+    return constants.view(*constants.shape, *[1] * (accumulator.dim() - 2))
+
+
+class Spikes(Activation):
+    """The fused neuron on accumulators as a convolution puts them out, unrolled over time."""
+
+    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
+        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
+        neuron = self.neuron
+
+        def steps(x: Tensor) -> Tensor:
+            return x.expand_as(accumulator).unflatten(0, (1 if neuron.encodes else neuron.time_steps, -1))
+
+        function = fire if neuron.currents is None else fire_steps
+        constants = [along_channels(c, accumulator) for c in (neuron.currents, neuron.constants) if c is not None]
+        train = function(steps(accumulator), None if second is None else steps(second), *constants, neuron.time_steps,
+                         neuron.signed, neuron.delay, neuron.zero, neuron.dtype, neuron.start, *map(steps, others))
+        return train.flatten(0, 1)
+
+
+class Counts(Activation):
+    """The quantized activation k·θ/T as its count k = clip(round(T·x/θ), 0, T), computed in float64.
+
+    Args:
+        mean: the unit gives x; otherwise it gives accumulators of counts, which stand for T·x, as the bias does T times.
+    """
+
+    def __init__(self, neuron: FusedNeuron, mean: bool):
+        super().__init__(neuron)
+        constants = neuron.constants.double().sum(1)  # of high and low parts
+        theta, bias, factor, _, *more = constants
+        if mean:
+            theta = theta / neuron.time_steps
+        else:
+            bias = bias * neuron.time_steps
+        self.steps, self.time_steps = neuron.time_steps, 1
+        self.register_buffer("scaled", torch.stack((1 / theta, *(value / theta for value in (bias, factor, *more)))))
+
+    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
+        """Map [B, C, ...] to counts 0..T [B, C, ...]."""
+        first, bias, *factors = (along_channels(row, accumulator) for row in self.scaled)
+        total = accumulator.double() * first + bias
+        for term, factor in zip([] if second is None else [second, *others], factors, strict=False):
+            total = total + term.double() * factor
+        return total.round().clamp(0, self.steps).to(self.dtype)
+
+    def rate(self, x: Tensor) -> Tensor:
+        """Return k·θ/T."""
+        return x.float() * (self.neuron.threshold / self.steps)
+
+
+class Exported(nn.Module):
+    """A network as files have it: images [B, C, H, W] to outputs by name, without a look at values.
+
+    Outputs are "logits" [B, classes] and, of a spiking network, "readouts" [T, B, classes] after 1..T steps; where a network has
+    several outputs, "logits.NAME" and "readouts.NAME".
+    """
+
+    def __init__(self, deployed: Deployed, spiking: bool):
+        super().__init__()
+        self.deployed, self.spiking = deployed, spiking
+
+    def at(self, place: str) -> None:
+        """Say what runs next; see `record`."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs by name."""
+        deployed, values = self.deployed, {INPUT: images}
+        for unit, module in zip(deployed.graph.units, deployed.body, strict=True):
+            self.at(unit.name)
+            spikes, *shared = module(*(values[name] for name in unit.inputs))
+            values = live(values | dict(zip(unit.shared, shared, strict=True)) | {unit.name: spikes}, unit)
+        self.at("readout")
+        if not self.spiking:
+            return named("logits", deployed._read(deployed.means(values)))
+        early = deployed._early(values)
+        return named("logits", tree_map(lambda x: x[-1], early)) | named("readouts", early)
+
+
+def named(stem: str, outputs: Any) -> dict[str, Tensor]:
+    """Return tensors of any structure by name."""
+    def name(path: tuple) -> str:
+        return ".".join([stem, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)])
+
+    return {name(path): tensor for path, tensor in tree_flatten_with_path(outputs)[0]}
+
+
+@torch.no_grad()
+def exported(network: Network) -> Exported:
+    """Return a quantized or a spiking network as files have it; it shares no tensors that training changes.
+
+    Raises:
+        ValueError: a float network, or, not spiking, one with BN of each time step.
+    """
+    spiking = network.neuron is not None
+    if not spiking:
+        refuse_steps(network)
+        network = to_spiking(network, "unsigned")
+    most = 1 if spiking else network.time_steps
+    deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False)
+    for unit in deployed.body:
+        if isinstance(unit, ExactUnit):  # it looks for NaN in what is called images, and a file cannot
+            unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)
+        unit.neuron = Spikes(unit.neuron) if spiking else Counts(unit.neuron, isinstance(unit, ExactUnit))
+        if most * most_added(network) > torch.iinfo(torch.uint8).max:
+            unit.neuron.dtype = torch.int32
+    if not spiking:
+        for name in deployed.thetas:
+            deployed.thetas[name] = deployed.thetas[name] / network.time_steps  # of one count
+        deployed.time_steps = 1
+    # In PyTorch's channels-last format some operators write strides in place, which no file knows.
+    return Exported(deployed, spiking).eval().to(memory_format=torch.contiguous_format)
+
+
+def most_added(snn: Network) -> int:
+    """Return how many values average pooling adds up at most, where it works on spikes as they are stored."""
+    channels: dict[str, int] = {}
+    forms = [normal_form(snn, unit, channels) for unit in snn.graph.units]
+    return max((term.piece.total for form in forms if form is not None for term in form.terms), default=1)
