@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.report.measure import compare
 from utils.settings import Settings
 from utils.training import loading
+from utils.training.leaving import check_export, export
 
 
 def parse(argv: list[str] | None) -> Settings:
@@ -30,6 +31,7 @@ def parse(argv: list[str] | None) -> Settings:
     parser = cli.new_conversion_parser(__doc__)
     parser.add_argument("-e", "--evaluate", action="store_true",
                         help=f"use the test set (default: {CHECK_IMAGES} training images)")
+    cli.add_export_flag(parser)
     parser.add_argument("--fit", type=cli.count(1, "number of images"), metavar="N",
                         help="quantize the float network of --init to --bit first, without training: thresholds, clips and BN are "
                              "fitted on N training images, 512 are enough; the result is saved as the best of --arch and --bit")
@@ -70,6 +72,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
     settings = parse(argv)
     run, calibrate = settings.run, settings.spiking.calibrate
+    check_export(run)
     with script.session(run, settings.data.seed) as (device, place):
         data = Data(settings.data, device, place)
         fit = (settings.spiking.fit, settings.spiking.weight_bit) if settings.spiking.fit else None
@@ -82,6 +85,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             result = compare(ann, network, batches, run.amp, run.limit)
         result |= {"latency": latency(snn), "seconds": seconds, "finetune": finetune}
         report(settings, snn, result)
+        if run.export:
+            export(snn, run.export, data, result["snn"], train=not run.evaluate)
     return result
 
 

@@ -138,6 +138,7 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
     add("--compile", action="store_true", help="compile the training step: faster, after a minute; on a GPU a CUDA graph")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
+    add_export_flag(parser)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint, ours or a published one")
     start.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FILE",
@@ -145,3 +146,10 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
     add("--init-bit", type=bits, help="bits of a published quantized --init file (default: --bit)")
     parser.set_defaults(pretrained=False)
     add_optimizer_flags(parser)
+
+
+def add_export_flag(parser: Parser) -> None:
+    """Add what writes an evaluated network to a file."""
+    parser.add_argument("--export", type=Path, metavar="FILE",
+                        help="write the evaluated network to FILE.onnx, for onnxruntime and others (requirements-export.txt), or "
+                             "FILE.pt2, for torch.export.load")

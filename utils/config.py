@@ -98,6 +98,7 @@ class RunSettings:
     resume: Path | None = None  # Path(): the directory's last checkpoint
     overwrite: bool = False
     evaluate: bool = False
+    export: Path | None = None
     test: bool = False
     prof: bool = False
     amp: bool = False
@@ -132,6 +133,10 @@ class RunSettings:
         if test and (flags.get("resume") is not None or flags.get("start_epoch")):
             also = " and --start-epoch" if "start_epoch" in flags else ""
             raise UserError(f"-t and --prof run a few batches from the start: leave --resume{also} out")
+        if flags.get("export") and "lr_schedule" in flags and not flags["evaluate"]:
+            raise UserError(f"--export {flags['export']}: writes the network that -e evaluates; add -e")
+        if flags.get("export") and test:
+            raise UserError(f"--export {flags['export']}: says the accuracy on all images; leave -t and --prof out")
         if flags.get("resume") is not None and flags.get("overwrite"):
             raise UserError("--resume goes on with a run and --overwrite deletes it: choose one")
         return picked(cls, flags, arch=arch, bit=bit, test=test, overwrite=flags.get("overwrite", False) or test)

@@ -13,6 +13,7 @@ from ..deploy import Deployed
 from ..deployed_units import ExactUnit, FusedNeuron
 from ..fused import fire, fire_steps
 from ..integer import EXACT, Geometry
+from ..neuron import NEURONS
 from ..normal_form import normal_form
 from ..step_norm import refuse_steps
 
@@ -162,9 +163,11 @@ def exported(network: Network) -> Exported:
     """Return a quantized or a spiking network as files have it; it shares no tensors that training changes.
 
     Raises:
-        ValueError: a float network, or, not spiking, one with BN of each time step.
+        ValueError: a float network, neurons of one's own, or, not spiking, BN of each time step.
     """
     spiking = network.neuron is not None
+    if spiking and network.neuron not in NEURONS:
+        raise ValueError(f"neurons of the kind {network.neuron!r} cannot leave: a file has {' or '.join(NEURONS)} ones")
     if not spiking:
         refuse_steps(network)
         network = to_spiking(network, "unsigned")

@@ -25,6 +25,7 @@ from ..settings import Settings
 from . import loading
 from .engine import MILESTONES, epoch_rate, evaluate, sgd, train_epoch
 from .guards import inner
+from .leaving import check_export, export
 from .metrics import log_line
 from .resume import check_same_run, next_epoch, restore_state, restore_trained_
 from .step import Step
@@ -184,10 +185,13 @@ def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 def test(settings: Settings, data: Data) -> dict[str, Any]:
     """Evaluate a network on the test set and print its scores."""
     run, weight_bit = settings.run, settings.training.weight_bit
+    check_export(run)
     network = data.placed(loading.load_usable(run, data)[0])
     if weight_bit not in (None, network.weight_bit):
         raise UserError(f"--weight-bit {weight_bit}: the network has {network.weight_bit or 'that of the recipe'}")
     scores = evaluate(network, data.batches(train=False), run.amp, run.limit)
     print(f"{run.arch}, {run.bit} bits, {settings.data.dataset}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, "
           f"loss {scores.loss:.4f} on {scores.count} test images")
+    if run.export:
+        export(network, run.export, data, scores)
     return {"scores": scores}
