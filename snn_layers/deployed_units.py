@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import INPUT, Network, Part, moving, tree
-from quant import compiled
+from quant import packaged
 
 from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
@@ -42,7 +42,7 @@ class FusedNeuron(nn.Module):
 
         _, channels, *places = accumulator.shape
         function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
-        spikes = (compiled(function) if self.fused else function)(
+        spikes = (packaged(function) if self.fused else function)(
             rows(accumulator), None if second is None else rows(second), *constants, self.time_steps, self.signed, self.delay,
             self.zero, self.dtype, self.start, *map(rows, others))
         return spikes.view(-1, *places, channels).movedim(-1, 1)

@@ -1,0 +1,151 @@
+"""Functions compiled ahead of time, into packages on the disk that the next process loads in a fraction of a second.
+
+torch.compile keeps its results too, but traces and guards each version of a function anew in each process, which for 15 time
+steps takes several times as long as the network's whole work on a few hundred images. A package needs neither.
+
+A package is code. It is named for all that made it (the function's file, what is no tensor, types, torch, compiler,
+processor, threads), written whole or not at all, and loaded only where the file and its directory belong to this user and
+nobody else may write there.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import platform
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .compiled import OPTIONS, compiled
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class Packaged:
+    """A function of tensors and plain values, without a gradient; on a CPU its versions come from packages.
+
+    Each set of plain values, of types and of first dimensions has a version, in which other dimensions may be of any size,
+    or are 1. What does not fit, and what cannot be packaged, is left to `compiled`.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+        self.versions: dict[str, Callable[..., Tensor] | None] = {}
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Call the function."""
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        if not all(map(fits, tensors)):
+            return compiled(self.function)(*args)
+        key = specification(args)
+        if key not in self.versions:
+            self.versions[key] = version(self.function, args, key)
+        found = self.versions[key]
+        return compiled(self.function)(*args) if found is None else found(*tensors)
+
+
+class Body(nn.Module):
+    """A function as a module of its tensors alone: what is exported."""
+
+    def __init__(self, function: Callable[..., Tensor], args: tuple):
+        super().__init__()
+        self.function, self.args = function, tuple(None if isinstance(value, Tensor) else value for value in args)
+        self.places = tuple(index for index, value in enumerate(args) if isinstance(value, Tensor))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Call the function with the tensors in their places."""
+        args = list(self.args)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            args[place] = tensor
+        return self.function(*args)
+
+
+@lru_cache
+def packaged(function: Callable[..., Tensor]) -> Packaged:
+    """Return the one packaged version of `function`."""
+    return Packaged(function)
+
+
+def fits(tensor: Tensor) -> bool:
+    """Return whether a package may take a tensor: its code reads a CPU's memory in order."""
+    return (tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dim() > 0
+            and not (tensor.requires_grad and torch.is_grad_enabled()))
+
+
+def specification(args: tuple) -> str:
+    """Return what makes a version: types of the tensors, their first dimension, which others are 1, and all other values."""
+    return str([(str(value.dtype), value.shape[0], [size == 1 for size in value.shape[1:]]) if isinstance(value, Tensor) else value
+                for value in args])
+
+
+def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[..., Tensor] | None:
+    """Return a version of a function, loaded or else built; None where neither can be done."""
+    try:
+        path = package_path(function, key)
+        if path is None:
+            return None
+        if private(path):
+            with suppress(RuntimeError):  # damaged: it is built again
+                return torch._inductor.aoti_load_package(str(path))
+        build(function, args, path)
+        return torch._inductor.aoti_load_package(str(path))
+    except Exception:  # the compiler's have no common class, and `compiled` says what is wrong
+        return None
+
+
+def package_path(function: Callable[..., Tensor], key: str) -> Path | None:
+    """Return where a version is or will be; None where the user has no directory of his own for it."""
+    file = Path(inspect.getsourcefile(function))
+    made_of = [function.__qualname__, hashlib.sha256(file.read_bytes()).hexdigest(), key, torch.__version__, dict(OPTIONS),
+               torch.get_num_threads(), *tools()]
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-snn"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+    return directory / f"{function.__name__}-{name}.pt2" if private(directory) else None
+
+
+def private(path: Path) -> bool:
+    """Return whether something is there, belongs to this user and cannot be written by others."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return found.st_uid == os.geteuid() and not found.st_mode & OTHERS_WRITE and not stat.S_ISLNK(found.st_mode)
+
+
+@lru_cache
+def tools() -> tuple[str, str]:
+    """Return the compiler's version, empty without one, and the processor's abilities."""
+    try:
+        command = [os.environ.get("CXX", "g++"), "--version"]
+        compiler = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    except OSError:
+        compiler = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        processor = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+    return compiler, processor
+
+
+def build(function: Callable[..., Tensor], args: tuple, path: Path) -> None:
+    """Write the package of a version, for tensors like those in `args`."""
+    with torch.inference_mode(False), torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as place:
+        tensors = tuple(torch.zeros(value.shape, dtype=value.dtype) for value in args if isinstance(value, Tensor))
+        fixed, free = torch.export.Dim.STATIC, torch.export.Dim.AUTO
+        sizes = tuple({axis: free if axis and size > 1 else fixed for axis, size in enumerate(tensor.shape)} for tensor in tensors)
+        exported = torch.export.export(Body(function, args), tensors, dynamic_shapes={"tensors": sizes})
+        part = Path(place) / "function.pt2"
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs=dict(OPTIONS))
+        part.chmod(0o600)
+        part.replace(path)
