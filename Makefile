@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # A process a core, each with one thread: the tests' networks are too small for more. Files stay whole, they share networks.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: setup imagenet demo test test-all test-gpu lint bench gpu
+.PHONY: setup imagenet export demo test test-all test-gpu lint bench gpu
 
 setup: $(VENV)/.installed
 
@@ -16,6 +16,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 
 imagenet: setup
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-imagenet.txt
+
+export: setup
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-export.txt
 
 demo: setup
 	$(RUN) benchmarks/demo.py

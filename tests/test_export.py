@@ -4,9 +4,12 @@ import io
 import json
 import sys
 from pathlib import Path
+from runpy import run_path
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from models import Network
@@ -211,3 +214,21 @@ def test_what_cannot_leave_is_refused(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ModuleNotFoundError, match=r"network\.onnx needs the package onnx: pip install -r requirements-export\.txt"):
         network_file(small, ONNX, (3, 9, 7), {})
+
+
+def test_the_example_scores_as_pytorch_does(small, tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    example = run_path(str(ROOT / "examples" / "run_onnx.py"))["main"]
+    draw = np.random.RandomState(0)
+    records = draw.randint(0, 256, (130, 3073)).astype(np.uint8)
+    records[:, 0] %= 5
+    records.tofile(tmp_path / "batch.bin")
+    pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 255 - 0.5) / 0.25
+    told = {"architecture": "resnet20", "bits": 2, "pixel_mean": [0.5] * 3, "pixel_std": [0.25] * 3, "accuracy": 20.0,
+            "accuracy_on": "0 test images"}
+    for network, outputs in ((small, exported(small)(pixels)["logits"][None]), (to_spiking(small), None)):
+        outputs = exported(network)(pixels)["readouts"] if outputs is None else outputs
+        (tmp_path / "network.onnx").write_bytes(network_file(network, ONNX, (3, 32, 32), told))
+        wanted = (outputs.argmax(-1) == torch.from_numpy(records[:, 0])).double().mean(-1) * 100
+        assert example(str(tmp_path / "network.onnx"), str(tmp_path / "batch.bin")) == pytest.approx(wanted.tolist())
