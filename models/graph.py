@@ -318,7 +318,8 @@ def moving(graph: Graph, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tupl
     Max-pooling is that of the spikes so far, whose steps are spikes again.
 
     Args:
-        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers.
+        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers. None marks a call
+            that takes floating-point numbers only.
     """
     written = fx.Graph()
     steps, start = written.placeholder("time_steps"), written.placeholder("x")
@@ -327,8 +328,8 @@ def moving(graph: Graph, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tupl
         if any(source is not node.args[0] for source in graph.flow.sources(node)):
             return None
         moves = node not in graph.flow.pools and node not in windows
-        x = x if moves else written.call_method("float", (x,))
-        if node in windows:
+        x = x if moves else written.call_function(floating, (x,))
+        if windows.get(node) is not None:
             x = written.call_function(window_sums, (x, *windows[node]))
         elif node in graph.flow.pools:
             sums = written.call_function(accumulated, (x, steps))
@@ -346,6 +347,11 @@ def _on(flow: "_Flow", written: fx.Graph, node: fx.Node, source: fx.Node, x: fx.
         return x if read is source else _on(flow, written, read, source, x)
 
     return written.node_copy(node, put)
+
+
+def floating(x: Tensor) -> Tensor:
+    """Return x as floating-point numbers."""
+    return x if x.is_floating_point() else x.float()
 
 
 def window_sums(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:

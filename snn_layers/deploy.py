@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_map
 from models import INPUT, WEIGHTED, Network, Part, Values, live
 from quant import APoTWeight
 
-from .deployed_units import Convolution, ExactUnit, Excerpt, PlainNeuron, SpikingUnit, fuses
+from .deployed_units import Convolution, ExactUnit, Excerpt, PlainNeuron, SpikingUnit, SummingUnit, fuses
 from .integer import LARGEST, FloatConv, IntegerConv
-from .normal_form import normal_form
+from .normal_form import normal_form, sums
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 ALIVE = 4  # layers of that width whose currents and spikes a network holds at once, with room to spare
@@ -49,7 +49,10 @@ class Deployed(nn.Module):
         `convolution` says how spikes are stored (`zero`, `dtype`) and is called with numerators and `Geometry`.
         """
         form = normal_form(snn, unit, self.channels)
-        if form is None or not fuses(snn.activation(unit.name)):
+        found = sums(snn, unit, self.channels) if form is None else None
+        if found is not None:
+            self.body[self.index[unit.name]] = SummingUnit(snn, unit, found, self.thetas, self.convolution, self.fused)
+        elif form is None or not fuses(snn.activation(unit.name)):
             self.body[self.index[unit.name]] = ExactUnit(snn, unit, self.thetas, self.convolution, self.fused)
         else:
             self.body[self.index[unit.name]] = SpikingUnit(snn, unit, form, self.thetas, self.convolution, self.fused)
@@ -157,7 +160,7 @@ class Deployed(nn.Module):
     def exact_units(self) -> list[str]:
         """Return the names of the units that see spikes, have no normal form and run in float64."""
         pairs = zip(self.graph.units, self.body, strict=True)
-        return [unit.name for unit, module in pairs if isinstance(module, ExactUnit) and not unit.encodes]
+        return [unit.name for unit, module in pairs if not isinstance(module, SpikingUnit) and not unit.encodes]
 
     def _read(self, means: Values) -> Tensor:
         readout = self.graph.readout

@@ -4,14 +4,15 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import INPUT, Network, Part, moving, tree
+from models import INPUT, Network, Part, moving, repeat_over_time, tree
 from quant import packaged
 
 from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
-from .integer import FloatConv, IntegerConv
+from .integer import FloatConv, Geometry, IntegerConv
 from .neuron import IFNeuron
 from .normal_form import Affine, normalization
 
@@ -145,6 +146,11 @@ def baked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy
 
 
+def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool) -> FusedNeuron:
+    """Return a neuron on currents in float64."""
+    return FusedNeuron(neuron, float64_constants(neuron), convolution, fused) if fuses(neuron) else PlainNeuron(neuron, convolution)
+
+
 class ExactUnit(nn.Module):
     """A unit as it is, in float64: one that sees images, whose current is constant, or one without a normal form.
 
@@ -156,8 +162,7 @@ class ExactUnit(nn.Module):
         super().__init__()
         neuron = snn.activation(unit.name)
         self.calls, self.inputs, self.thetas, self.zero = Excerpt(snn, unit, torch.float64), unit.inputs, thetas, convolution.zero
-        self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused) if fuses(neuron) else PlainNeuron(
-            neuron, convolution)
+        self.neuron = exact_neuron(neuron, convolution, fused)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values).
@@ -172,6 +177,103 @@ class ExactUnit(nn.Module):
                   for name, x in zip(self.inputs, inputs, strict=True)]
         current, *shared = self.calls(self.neuron.time_steps, *values)
         return self.neuron(current.double(), None), *shared
+
+
+def movers(snn: Network, unit: Part) -> nn.Module:
+    """Return the layers of a unit that move spikes: what learns stays the network's own."""
+    return tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
+
+
+class SummingUnit(nn.Module):
+    """A unit that computes affine sums of spikes and of values in float64; spikes are convolved as integers.
+
+    Args:
+        found: see `sums`.
+        thetas: thresholds of the units whose spikes it reads, by name.
+        convolution: what convolves spikes; see `deploy`.
+    """
+
+    def __init__(self, snn: Network, unit: Part, found: list[tuple[str, Affine]], thetas: dict[str, Tensor],
+                 convolution: Convolution, fused: bool):
+        super().__init__()
+        neuron = snn.activation(unit.name)
+        self.unit, self.zero, self.thetas = unit, convolution.zero, thetas
+        self.root = movers(snn, unit)
+        self.still = {name for name in unit.inputs if name not in thetas and not snn.graph.flow.folded(snn.graph.values[name])}
+        self.results = [name for name, _ in found]
+        self.sums = nn.ModuleList(_Sum(snn, affine, thetas, convolution) for _, affine in found)
+        self.neuron = exact_neuron(neuron, convolution, fused)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values)."""
+        steps = self.neuron.time_steps
+        values = dict(zip(self.unit.inputs, inputs, strict=True))
+        values |= {name: repeat_over_time(values[name], steps) for name in self.still}
+        for name, total in zip(self.results, self.sums, strict=True):
+            values[name] = total(self.root, steps, values)
+        return self.neuron(values[self.unit.name], None), *(values[name] for name in self.unit.shared)
+
+
+class _Sum(nn.Module):
+    """Σ_k scale_k · conv_k(x_k) + bias in float64, of values by name."""
+
+    def __init__(self, snn: Network, affine: Affine, thetas: dict[str, Tensor], convolution: Convolution):
+        super().__init__()
+        self.pieces, self.zero, self.thetas = [term.piece for term in affine.terms], convolution.zero, thetas
+        self.moves = [moving(snn.graph, piece.chain, dict(piece.windows)) for piece in self.pieces]
+        convs: list[nn.Module] = []
+        for index, term in enumerate(affine.terms):
+            scale = term.scale * thetas.get(term.piece.source, 1.0)
+            if term.weight is not None and term.piece.source not in thetas:  # a value: the scale goes into the weights
+                convs.append(ExactConv(term.weight * scale.view(-1, *[1] * (term.weight.dim() - 1)), term.geometry))
+                scale = torch.ones_like(term.scale[:1] if term.scale.dim() else term.scale)
+            else:
+                convs.append(nn.Identity() if term.weight is None
+                             else convolution(term.weight, term.geometry, term.piece.total, term.integral))
+            self.register_buffer(f"scale_{index}", scale)
+        self.convs = nn.ModuleList(convs)
+        self.register_buffer("bias", affine.bias)
+
+    def forward(self, root: nn.Module, steps: int, values: dict[str, Tensor]) -> Tensor:
+        """Return the sum [T·B, C, ...]."""
+        total: Tensor | None = None
+        for index, (piece, move, conv) in enumerate(zip(self.pieces, self.moves, self.convs, strict=True)):
+            x = move(root, steps, values[piece.source])
+            whole, scale = isinstance(conv, ExactConv), getattr(self, f"scale_{index}")
+            if piece.source in self.thetas and isinstance(conv, nn.Identity):
+                x = x.double() - self.zero * piece.total
+            else:
+                x = on_places(conv, x).double()
+            scaled = x if whole else x * over_channels(scale, x)
+            total = scaled if total is None else total + scaled
+        return total + over_channels(self.bias, total)
+
+
+class ExactConv(nn.Module):
+    """Convolution in float64; a 1x1 convolution of images whose channels are last is one product of matrices."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry):
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous())
+        self.geometry, self.product = geometry, weight.shape[2:] == (1, 1) and geometry == Geometry()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [T·B, C, H, W] float64 to [T·B, C', H', W']."""
+        if not self.product:
+            return self.geometry.convolve(x, self.weight)
+        return F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0]).movedim(-1, 1)
+
+
+def over_channels(values: Tensor, x: Tensor) -> Tensor:
+    """Return values [C] or [] in a shape that multiplies x [B, C, ...]."""
+    return values.view(-1, *[1] * (x.dim() - 2)) if values.dim() else values
+
+
+def on_places(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a Conv2d to x [B, C, H, W]; of a linear layer or a Conv1d it is made of, to x [B, C] or [B, C, L]."""
+    if isinstance(conv, nn.Identity) or x.dim() == 4:
+        return conv(x)
+    return conv(x[:, :, None]).squeeze(2) if x.dim() == 3 else conv(x[:, :, None, None]).flatten(1)
 
 
 class SpikingUnit(nn.Module):
@@ -218,22 +320,14 @@ class SpikingUnit(nn.Module):
             for weight, term in zip(weights, terms, strict=True))
         self.pool = moving(snn.graph, form.pools, {})
         self.moves = [moving(snn.graph, term.piece.chain, dict(term.piece.windows)) for term in terms]
-        # Of the layers only those that move spikes are kept: what learns stays the network's own.
-        self.root = tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
+        self.root = movers(snn, unit)
         self.reads = [unit.inputs.index(term.piece.source) for term in terms]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:
         """Map spikes + zero in the unit's order to (spikes + zero [T·B, ...],)."""
         spikes = [move(self.root, self.neuron.time_steps, inputs[index])
                   for move, index in zip(self.moves, self.reads, strict=True)]
-        places = spikes[0].dim() - 2  # of a linear layer and a Conv1d a Conv2d is made, with places of size 1
-
-        def run(conv: nn.Module, x: Tensor) -> Tensor:
-            if isinstance(conv, nn.Identity) or places == 2:
-                return conv(x)
-            return conv(x[:, :, None]).squeeze(2) if places == 1 else conv(x[:, :, None, None]).flatten(1)
-
-        terms = [run(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
+        terms = [on_places(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
         # With a positive scale, and the same bias everywhere, the largest accumulator is that of the largest current.
         terms[0] = self.pool(self.root, self.neuron.time_steps, terms[0])
         return (self.neuron(terms[0], *(terms[1:] or [None])),)

@@ -26,14 +26,14 @@ class Piece:
 
     Attributes:
         chain: the calls between them and what the unit puts out, each on the one before; average pooling adds up.
-        windows: kernel and stride of those that are average pooling.
+        windows: kernel and stride of those that are average pooling; see `moving`.
         total: values that average pooling has added up to one.
         channels: how many there are, where it is known.
     """
 
     source: str
     chain: tuple[fx.Node, ...] = ()
-    windows: tuple[tuple[fx.Node, tuple], ...] = ()
+    windows: tuple[tuple[fx.Node, tuple | None], ...] = ()
     total: int = 1
     channels: int | None = None
 
@@ -102,6 +102,27 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
     return replace(found, pools=tuple(pools))
 
 
+def sums(snn: Network, unit: Part, channels: dict[str, int]) -> list[tuple[str, Affine]] | None:
+    """Return what a unit computes as affine sums, in order, the current last: of spikes, and of values in float64 by their names.
+
+    That is what a unit without a normal form comes to whose affine calls are convolutions of what convolutions put out, or
+    that shares values with later ones; None where there are other calls.
+    """
+    if unit.encodes:
+        return None
+    reader = _Reader(snn, channels, {snn.graph.values[name]: name for name in unit.inputs if name not in snn.graph.activations})
+    found = []
+    for name, node in [*((name, snn.graph.values[name]) for name in unit.shared), (unit.name, unit.result)]:
+        affine = reader.affine(reader.read(node)) if snn.graph.flow.folded(node) else None
+        if affine is None or any(value.dim() > 1 for value in (affine.bias, *(term.scale for term in affine.terms))):
+            return None
+        found += [*reader.made, (name, affine)]
+        reader.values[node] = name
+        reader.made.clear()
+    pieces = [term.piece for _, affine in found for term in affine.terms]
+    return None if any(moving(snn.graph, piece.chain, dict(piece.windows)) is None for piece in pieces) else found
+
+
 def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Return (numerators, step) with quantized weight = step · numerators, as [C', C, k, k] and a float64 scalar.
 
@@ -109,11 +130,10 @@ def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """
     quantizer = getattr(layer, "weight_quantizer", nn.Identity())
     step = torch.ones((), dtype=torch.float64, device=layer.weight.device)
+    weight = quantizer(layer.weight.detach().double())  # a float64 run chooses the same level where float32 lies between two
     if isinstance(quantizer, APoTWeight):
         step = quantizer.alpha.detach().double() / quantizer.denominator
-        weight = (quantizer(layer.weight).detach().double() / step).round()
-    else:
-        weight = quantizer(layer.weight.detach().double())  # 8-bit weights: in float32 their product with the step is rounded
+        weight = (weight / step).round()
     return (weight[..., None, None] if weight.dim() == 2 else weight[:, :, None] if weight.dim() == 3 else weight), step
 
 
@@ -124,10 +144,16 @@ def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class _Reader:
-    """Reads nodes as pieces of spikes or as affine sums of them."""
+    """Reads nodes as pieces of spikes or as affine sums of them.
 
-    def __init__(self, snn: Network, channels: dict[str, int]):
-        self.snn, self.channels = snn, channels
+    Attributes:
+        values: names of nodes that are values in float64; None where only spikes are read.
+        made: sums that are values of their own since something reads them as a whole, by name.
+    """
+
+    def __init__(self, snn: Network, channels: dict[str, int], values: dict[fx.Node, str] | None = None):
+        self.snn, self.channels, self.values = snn, channels, values
+        self.made: list[tuple[str, Affine]] = []
         self.names = {path: name for name, path in snn.graph.activations.items()}
 
     def affine(self, found: Affine | Pieces | None) -> Affine | None:
@@ -136,7 +162,7 @@ class _Reader:
             return found
         if len(found) > 1:
             return None
-        one = torch.ones((), dtype=torch.float64, device=self.snn.activation(found[0].source).threshold.device)
+        one = torch.ones((), dtype=torch.float64, device=next(self.snn.parameters()).device)
         return Affine((Term(found[0], None, Geometry(), one / found[0].total),), torch.zeros_like(one))
 
     def read(self, node: object) -> Affine | Pieces | None:
@@ -146,18 +172,20 @@ class _Reader:
         if node.op == "call_module" and node.target in self.names:
             name = self.names[node.target]
             return (Piece(name, channels=self.channels.get(name)),)
+        if self.values and node in self.values:
+            return (Piece(self.values[node]),)
         layer = self.snn.layer(node.target) if node.op == "call_module" else None
         name = call_name(node) if layer is None else getattr(getattr(layer, "function", None), "__name__", "")
         if isinstance(layer, SAME) or "dropout" in name or name == "clone":
             return self.read(node.args[0])
         if layer is None and name in ("cat", "concat", "concatenate"):
-            parts = [self.read(part) for part in node.args[0]]
+            parts = [self._pieces(part) for part in node.args[0]]
             along = argument(node, 1, "dim", 0) == 1 and all(isinstance(part, tuple) for part in parts)
             return tuple(piece for part in parts for piece in part) if along else None
         if isinstance(layer, (*MOVING, *POOLS, nn.AvgPool2d, nn.Upsample)) or (layer is None and name in {*MOVES, "interpolate"}):
-            return self._moved(node, layer, self.read(node.args[0]))
+            return self._moved(node, layer, self._pieces(node.args[0]))
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-            return self._weighted(layer, self.read(node.args[0]))
+            return self._weighted(layer, self._pieces(node.args[0]))
         if isinstance(layer, (*NORMS, StepNorm)):
             inside = self.affine(self.read(node.args[0]))
             if inside is None or layer.running_mean is None:
@@ -165,6 +193,15 @@ class _Reader:
             gain, bias = normalization(layer)
             return inside.times(gain).plus(Affine((), bias))
         return self._arithmetic(node, name) if layer is None else None
+
+    def _pieces(self, node: fx.Node) -> Affine | Pieces | None:
+        """Return what a node is; an affine sum, where values may be made, as a piece that is one."""
+        found = self.read(node)
+        if self.values is None or not isinstance(found, Affine) or found.bias.dim() > 1 or not isinstance(node, fx.Node):
+            return found
+        self.values[node] = f"%{node.name}"
+        self.made.append((self.values[node], found))
+        return (Piece(self.values[node]),)
 
     def _moved(self, node: fx.Node, layer: nn.Module | None, pieces: Affine | Pieces | None) -> Pieces | None:
         """Return pieces behind a call that moves them, if there is one, or that works on each channel by itself."""
@@ -174,7 +211,9 @@ class _Reader:
             return self._summed(node, layer, pieces)
         if isinstance(layer, nn.Upsample) or call_name(node) == "interpolate":
             nearest = layer.mode if layer is not None else argument(node, 3, "mode", "nearest")
-            return tuple(piece.through(node) for piece in pieces) if nearest == "nearest" else None
+            if nearest != "nearest":
+                return None
+            return tuple(replace(piece.through(node), windows=(*piece.windows, (node, None))) for piece in pieces)
         if isinstance(layer, POOLS):
             return tuple(piece.through(node) for piece in pieces)
         return (pieces[0].through(node, moves=True),) if len(pieces) == 1 else None
@@ -221,7 +260,9 @@ class _Reader:
         return name in ("view", "reshape") and len(node.args) == 3
 
     def _of_linear(self, source: str) -> bool:
-        unit = next(unit for unit in self.snn.graph.units if unit.name == source)
+        unit = next((unit for unit in self.snn.graph.units if unit.name == source), None)
+        if unit is None:
+            return False
         layers = [self.snn.layer(node.target) for node in unit.nodes if node.op == "call_module"]
         return any(isinstance(layer, nn.Linear) for layer in layers) and all(
             isinstance(layer, (nn.Linear, nn.BatchNorm1d, StepNorm, nn.Flatten, *SAME)) for layer in layers)
