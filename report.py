@@ -26,6 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN",
         help="a run directory, a stage of reproduce.py that trains or tunes, or a checkpoint")
+    add("-a", "--arch", metavar="FILE.py:FUNCTION", help="the network of the run, where it is from a file of yours")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
     add("--images", type=cli.count(1, "number of images"), default=1000, help="test images that are measured (default: 1000)")
     add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     args = parse(argv)
     pages = []
     for run in args.runs:
-        subject = read_subject(run)
+        subject = read_subject(run, args.arch)
         pages.append(args.output or subject.page)
         page, figures = sections.build(subject, args.data, args.images)
         write_text(pages[-1], page)

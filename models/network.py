@@ -88,6 +88,13 @@ class Network(nn.Module):
         self.training = module.training
         self.graph, self.facts = Graph(copy, graph), facts or Facts()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the network's own go before layers of their names."""
+        if name in ("graph", "facts"):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def copy(self, buffers: bool = False, **facts: Any) -> "Network":
         """Return a network with layers of its own that shares the parameters (and the buffers), with some facts changed."""
         network = sharing_copy(self, buffers)

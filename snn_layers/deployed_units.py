@@ -208,7 +208,7 @@ class SummingUnit(nn.Module):
         """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values)."""
         steps = self.neuron.time_steps
         values = dict(zip(self.unit.inputs, inputs, strict=True))
-        values |= {name: repeat_over_time(values[name], steps) for name in self.still}
+        values |= {name: repeat_over_time(values[name].double(), steps) for name in self.still}
         for name, total in zip(self.results, self.sums, strict=True):
             values[name] = total(self.root, steps, values)
         return self.neuron(values[self.unit.name], None), *(values[name] for name in self.unit.shared)

@@ -174,6 +174,8 @@ class _Reader:
             return (Piece(name, channels=self.channels.get(name)),)
         if self.values and node in self.values:
             return (Piece(self.values[node]),)
+        if self.snn.graph.flow.region.get(node) == "static":  # runs once: not for each step, as a sum would
+            return None
         layer = self.snn.layer(node.target) if node.op == "call_module" else None
         name = call_name(node) if layer is None else getattr(getattr(layer, "function", None), "__name__", "")
         if isinstance(layer, SAME) or "dropout" in name or name == "clone":

@@ -12,7 +12,7 @@ from quant import time_steps
 from snn_layers import to_spiking
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
-from ..checkpoints.checkpoint import read_checkpoint, revision
+from ..checkpoints.checkpoint import read_checkpoint, recorded, revision
 from ..config import DataSettings
 from ..data.splits import Data
 from ..files import sha256
@@ -36,7 +36,8 @@ def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any
     if subject.quantized:
         dataset = subject.network.dataset
         directories = (data,) if dataset == "imagenet" else ()
-        settings = DataSettings(dataset, data, directories, BATCH, workers=2, dali_cpu=True)
+        size = recorded(subject.contents).get("size")
+        settings = DataSettings(dataset, data, size, directories=directories, batch_size=BATCH, workers=2, dali_cpu=True)
         source = Data(settings, torch.device("cpu"))
         source.check(subject.network, subject.path)
         batches = source.batches(train=False, limit=images)

@@ -67,25 +67,31 @@ def checkpoint_of(run: Path) -> Path:
     return found[0]
 
 
-def read_subject(run: Path) -> Subject:
-    """Return what a report of `run` is about; of a fine-tuned run the network that it came from, with this tuning."""
+def read_subject(run: Path, arch: str | None = None) -> Subject:
+    """Return what a report of `run` is about; of a fine-tuned run the network that it came from, with this tuning.
+
+    Args:
+        arch: of a network from a user's file, FILE.py:FUNCTION: what a checkpoint says is never imported.
+    """
     path = checkpoint_of(run)
     contents = read_checkpoint(path)
     page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
     title = f"{contents.get('arch', '')}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:
-        subject = Subject(title, page, path, contents, restore_network(contents, path))
-        subject.tuned = told_apart(map(read_tuned, tuned_files(path, subject.network))) if subject.quantized else []
+        subject = Subject(title, page, path, contents, restore_network(contents, path, arch))
+        files = tuned_files(path, subject.network) if subject.quantized else []
+        subject.tuned = told_apart(read_tuned(file, arch) for file in files)
         return subject
-    tuned, start = read_tuned(path), untuned(path)
+    tuned, start = read_tuned(path, arch), untuned(path)
     if start.is_file():
         original = read_checkpoint(start)
-        return Subject(title, page, start, original, restore_network(original, start, tuned.snn.arch, tuned.snn.bit), [tuned])
+        network = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
+        return Subject(title, page, start, original, network, [tuned])
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
-    return Subject(title, page, path, contents, restore_network(contents, path), [tuned], [note])
+    return Subject(title, page, path, contents, restore_network(contents, path, arch), [tuned], [note])
 
 
-def read_tuned(path: Path) -> Tuned:
+def read_tuned(path: Path, arch: str | None = None) -> Tuned:
     """Return a fine-tuned network with the neurons that it was tuned for; it is named for them and for all its tunings."""
     found, _ = tunings(path)
     contents = found[-1]
@@ -93,7 +99,8 @@ def read_tuned(path: Path) -> Tuned:
     neuron = summary["neuron"]
     if neuron not in NEURONS:
         raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: leave it out of the report")
-    snn = to_spiking(restore_network(contents, path), neuron, summary["delay"], summary.get("steps"), summary.get("start", HALF))
+    ann, start = restore_network(contents, path, arch), summary.get("start", HALF)
+    snn = to_spiking(ann, neuron, summary["delay"], summary.get("steps"), start)
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
     done = [how for tuning in found for how in methods(tuning)]
