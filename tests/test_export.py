@@ -12,12 +12,15 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+import main
 from models import Network
 from quant import calibrate_, quantize_
 from snn_layers import deploy, to_spiking
 from snn_layers.export import METADATA, network_file
 from snn_layers.export.network import exported
 from snn_layers.export.steps import common_step
+from utils.errors import UserError
+from utils.training.leaving import check_export
 
 ONNX = Path("network.onnx")
 
@@ -232,3 +235,14 @@ def test_the_example_scores_as_pytorch_does(small, tmp_path):
         (tmp_path / "network.onnx").write_bytes(network_file(network, ONNX, (3, 32, 32), told))
         wanted = (outputs.argmax(-1) == torch.from_numpy(records[:, 0])).double().mean(-1) * 100
         assert example(str(tmp_path / "network.onnx"), str(tmp_path / "batch.bin")) == pytest.approx(wanted.tolist())
+
+
+def test_mistakes_of_the_flag_are_one_line(tmp_path):
+    flags = ["--arch", "resnet20", "--bit", "2", "--export"]
+    with pytest.raises(UserError, match=r"--export a\.onnx: writes the network that -e evaluates; add -e"):
+        main.parse([*flags, "a.onnx"])
+    with pytest.raises(UserError, match=r"--export a\.onnx: says the accuracy on all images; leave -t and --prof out"):
+        main.parse([*flags, "a.onnx", "-e", "-t"])
+    for name, reason in (("a.h5", r"a network leaves as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
+        with pytest.raises(UserError, match=reason):
+            check_export(main.parse([*flags, str(tmp_path / name), "-e"]).run)
