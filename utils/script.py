@@ -63,7 +63,8 @@ def repeatable(run: RunSettings, seed: int) -> None:
     torch.backends.cudnn.benchmark = not run.deterministic
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
-    torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
+    if run.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler, which takes a second
+        torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
 
 
 @contextmanager
