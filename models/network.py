@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .graph import INPUT, Graph, Part, live, mean_over_time
-from .trace import sharing_copy, trace
+from .copies import sharing_copy, tree
+from .graph import INPUT, Graph, Part, live
+from .over_time import mean_over_time
+from .trace import trace
 
 Values = dict[str, Any]  # what is alive between two parts, by name
 
@@ -187,16 +189,3 @@ class Network(nn.Module):
         """Return where the parts find their layers: this network, unless a layer has the name of one of its attributes."""
         own = {**self._modules, **self._parameters, **self._buffers}
         return SimpleNamespace(**own) if any(hasattr(type(self), name) for name in own) else self
-
-
-def tree(leaves: dict[str, nn.Module | Tensor]) -> nn.Module:
-    """Return a module that holds layers and tensors at their paths."""
-    root = nn.Module()
-    for path, value in leaves.items():
-        *containers, name = path.split(".")
-        place = root
-        for container in containers:
-            place = place._modules.setdefault(container, nn.Module())
-        kinds = {nn.Module: place._modules, nn.Parameter: place._parameters, Tensor: place._buffers}
-        next(held for kind, held in kinds.items() if isinstance(value, kind))[name] = value
-    return root

@@ -2,13 +2,13 @@
 
 import inspect
 import operator
-import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from math import inf
 from typing import Any
 
 from torch import Tensor, fx, nn
+
+from .copies import drop_unused_, register_constants_, sharing_copy
 
 ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # what a trace leaves of them; ReLU6 is a Hardtanh
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
@@ -30,12 +30,6 @@ class FollowsMode(nn.Module):
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return getattr(module, "leaf", False) or super().is_leaf_module(module, name)
-
-
-def sharing_copy(module: nn.Module, buffers: bool) -> nn.Module:
-    """Return a copy with the same Parameter objects, and where asked for the same buffers."""
-    shared = (*module.parameters(), *(module.buffers() if buffers else ()))
-    return deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
@@ -64,8 +58,8 @@ def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     for child_name, child in copy.named_modules():
         child.training = modes[child_name]
     _Rewriter(copy, graph).rewrite()
-    _register_constants_(copy, graph)
-    _drop_unused_(copy, graph)
+    register_constants_(copy, graph)
+    drop_unused_(copy, graph)
     return copy, graph
 
 
@@ -224,29 +218,3 @@ def _given(node: fx.Node) -> dict[str, Any]:
         return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
     except (TypeError, ValueError):
         return {}
-
-
-def _register_constants_(root: nn.Module, graph: fx.Graph) -> None:
-    """Make buffers, that move with the network but are not saved, of the plain tensors that a graph reads."""
-    for name in {node.target for node in graph.nodes if node.op == "get_attr"}:
-        container, _, leaf = name.rpartition(".")
-        parent = root.get_submodule(container)
-        value = getattr(parent, leaf)
-        if leaf not in parent._parameters and leaf not in parent._buffers:
-            delattr(parent, leaf)
-            parent.register_buffer(leaf, value, persistent=False)
-
-
-def _drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
-    """Remove, in place, what no call reads, and say so where it has parameters."""
-    used = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    dropped = []
-    for name, _ in list(root.named_modules()):
-        if name and not any(f"{target}.".startswith(f"{name}.") or f"{name}.".startswith(f"{target}.") for target in used):
-            dropped.append(name)
-    for name in [name for name in dropped if name.rpartition(".")[0] not in dropped]:
-        container, _, leaf = name.rpartition(".")
-        module = root.get_submodule(name)
-        delattr(root.get_submodule(container), leaf)
-        if next(module.parameters(), None) is not None:
-            warnings.warn(f"{name} is left out: the network does not run it outside of training", stacklevel=4)

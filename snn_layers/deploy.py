@@ -10,9 +10,11 @@ from torch.utils._pytree import tree_map
 from models import INPUT, WEIGHTED, Network, Part, Values, live
 from quant import APoTWeight
 
-from .deployed_units import Convolution, ExactUnit, Excerpt, PlainNeuron, SpikingUnit, SummingUnit, fuses
+from .deployed_units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
+from .excerpt import Excerpt
 from .integer import LARGEST, FloatConv, IntegerConv
 from .normal_form import normal_form, sums
+from .summing_unit import SummingUnit
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 ALIVE = 4  # layers of that width whose currents and spikes a network holds at once, with room to spare
@@ -24,10 +26,10 @@ class Deployed(nn.Module):
     A value of a unit is spikes + zero [T·B, ...]; what else units share is in float64.
     """
 
-    def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool):
+    def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool, summing: bool = True):
         super().__init__()
         self.graph, self.time_steps, self.chunk, self.zero = snn.graph, snn.time_steps, chunk, convolution.zero
-        self.convolution, self.fused = convolution, fused
+        self.convolution, self.fused, self.summing = convolution, fused, summing
         self.body = nn.ModuleList(nn.Identity() for _ in snn.graph.units)
         self.index = {unit.name: index for index, unit in enumerate(snn.graph.units)}
         self.thetas = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
@@ -49,7 +51,7 @@ class Deployed(nn.Module):
         `convolution` says how spikes are stored (`zero`, `dtype`) and is called with numerators and `Geometry`.
         """
         form = normal_form(snn, unit, self.channels)
-        found = sums(snn, unit, self.channels) if form is None else None
+        found = sums(snn, unit, self.channels) if form is None and self.summing else None
         if found is not None:
             self.body[self.index[unit.name]] = SummingUnit(snn, unit, found, self.thetas, self.convolution, self.fused)
         elif form is None or not fuses(snn.activation(unit.name)):

@@ -1,20 +1,19 @@
 """The units of a deployed network: convolutions of integers with the fused neuron behind them, or affine calls in float64."""
 
 from copy import deepcopy
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import INPUT, Network, Part, moving, repeat_over_time, tree
+from models import INPUT, Network, Part, moving, tree
 from quant import packaged
 
+from .excerpt import Excerpt
 from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
-from .integer import FloatConv, Geometry, IntegerConv
+from .integer import FloatConv, IntegerConv
 from .neuron import IFNeuron
-from .normal_form import Affine, normalization
+from .terms import Affine
 
 Convolution = type[FloatConv] | type[IntegerConv]
 
@@ -102,50 +101,6 @@ def float64_constants(neuron: IFNeuron) -> Tensor:
     return constants
 
 
-class Excerpt(nn.Module):
-    """A part of a network as it is, in eval mode, in one number type: its layers with their weights quantized once.
-
-    A batch normalisation is folded into the layer that it reads, where nothing else does.
-    """
-
-    def __init__(self, network: Network, part: Part, dtype: torch.dtype):
-        super().__init__()
-        self.part = part
-        layers = {path: baked(network.layer(path), dtype) for path in part.modules()}
-        for norm, path in network.graph.norms.items():
-            if norm in layers and path in layers and network.graph.calls(path) == network.graph.calls(norm) == 1 and fold_(
-                    layers[path], layers[norm]):
-                layers[norm] = nn.Identity()
-        for path in (node.target for node in part.constants if node.op == "get_attr"):
-            value = network.tensor(path).detach().clone()
-            layers[path] = value.to(dtype) if value.is_floating_point() else value
-        self.root = tree(layers)
-
-    def forward(self, time_steps: int, *inputs: Any) -> tuple:
-        """Call the part's function."""
-        return self.part.function(self.root, time_steps, *inputs)
-
-
-def fold_(layer: nn.Module, norm: nn.Module) -> bool:
-    """Put a batch normalisation into the layer that it reads, in place; return whether that layer can hold it."""
-    mean = norm.running_mean
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or mean is None or mean.dim() > 1:
-        return False
-    gain, bias = normalization(norm)
-    layer.bias = nn.Parameter((bias if layer.bias is None else bias + layer.bias * gain).to(layer.weight.dtype), False)
-    layer.weight = nn.Parameter(layer.weight * gain.to(layer.weight.dtype).view(-1, *[1] * (layer.weight.dim() - 1)), False)
-    return True
-
-
-def baked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a layer with tensors of its own, whose weight is quantized once, in eval mode."""
-    quantizer = getattr(layer, "weight_quantizer", None)
-    copy = deepcopy(layer.to_float() if quantizer is not None else layer).to(dtype).eval()
-    if quantizer is not None:
-        copy.weight = nn.Parameter(quantizer(layer.weight.detach().double()).to(dtype), False)
-    return copy
-
-
 def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool) -> FusedNeuron:
     """Return a neuron on currents in float64."""
     return FusedNeuron(neuron, float64_constants(neuron), convolution, fused) if fuses(neuron) else PlainNeuron(neuron, convolution)
@@ -182,91 +137,6 @@ class ExactUnit(nn.Module):
 def movers(snn: Network, unit: Part) -> nn.Module:
     """Return the layers of a unit that move spikes: what learns stays the network's own."""
     return tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
-
-
-class SummingUnit(nn.Module):
-    """A unit that computes affine sums of spikes and of values in float64; spikes are convolved as integers.
-
-    Args:
-        found: see `sums`.
-        thetas: thresholds of the units whose spikes it reads, by name.
-        convolution: what convolves spikes; see `deploy`.
-    """
-
-    def __init__(self, snn: Network, unit: Part, found: list[tuple[str, Affine]], thetas: dict[str, Tensor],
-                 convolution: Convolution, fused: bool):
-        super().__init__()
-        neuron = snn.activation(unit.name)
-        self.unit, self.zero, self.thetas = unit, convolution.zero, thetas
-        self.root = movers(snn, unit)
-        self.still = {name for name in unit.inputs if name not in thetas and not snn.graph.flow.folded(snn.graph.values[name])}
-        self.results = [name for name, _ in found]
-        self.sums = nn.ModuleList(_Sum(snn, affine, thetas, convolution) for _, affine in found)
-        self.neuron = exact_neuron(neuron, convolution, fused)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Map values in the unit's order, spikes as they are stored, to (spikes + zero [T·B, ...], *shared values)."""
-        steps = self.neuron.time_steps
-        values = dict(zip(self.unit.inputs, inputs, strict=True))
-        values |= {name: repeat_over_time(values[name].double(), steps) for name in self.still}
-        for name, total in zip(self.results, self.sums, strict=True):
-            values[name] = total(self.root, steps, values)
-        return self.neuron(values[self.unit.name], None), *(values[name] for name in self.unit.shared)
-
-
-class _Sum(nn.Module):
-    """Σ_k scale_k · conv_k(x_k) + bias in float64, of values by name."""
-
-    def __init__(self, snn: Network, affine: Affine, thetas: dict[str, Tensor], convolution: Convolution):
-        super().__init__()
-        self.pieces, self.zero, self.thetas = [term.piece for term in affine.terms], convolution.zero, thetas
-        self.moves = [moving(snn.graph, piece.chain, dict(piece.windows)) for piece in self.pieces]
-        convs: list[nn.Module] = []
-        for index, term in enumerate(affine.terms):
-            scale = term.scale * thetas.get(term.piece.source, 1.0)
-            if term.weight is not None and term.piece.source not in thetas:  # a value: the scale goes into the weights
-                convs.append(ExactConv(term.weight * scale.view(-1, *[1] * (term.weight.dim() - 1)), term.geometry))
-                scale = torch.ones_like(term.scale[:1] if term.scale.dim() else term.scale)
-            else:
-                convs.append(nn.Identity() if term.weight is None
-                             else convolution(term.weight, term.geometry, term.piece.total, term.integral))
-            self.register_buffer(f"scale_{index}", scale)
-        self.convs = nn.ModuleList(convs)
-        self.register_buffer("bias", affine.bias)
-
-    def forward(self, root: nn.Module, steps: int, values: dict[str, Tensor]) -> Tensor:
-        """Return the sum [T·B, C, ...]."""
-        total: Tensor | None = None
-        for index, (piece, move, conv) in enumerate(zip(self.pieces, self.moves, self.convs, strict=True)):
-            x = move(root, steps, values[piece.source])
-            whole, scale = isinstance(conv, ExactConv), getattr(self, f"scale_{index}")
-            if piece.source in self.thetas and isinstance(conv, nn.Identity):
-                x = x.double() - self.zero * piece.total
-            else:
-                x = on_places(conv, x).double()
-            scaled = x if whole else x * over_channels(scale, x)
-            total = scaled if total is None else total + scaled
-        return total + over_channels(self.bias, total)
-
-
-class ExactConv(nn.Module):
-    """Convolution in float64; a 1x1 convolution of images whose channels are last is one product of matrices."""
-
-    def __init__(self, weight: Tensor, geometry: Geometry):
-        super().__init__()
-        self.register_buffer("weight", weight.contiguous())
-        self.geometry, self.product = geometry, weight.shape[2:] == (1, 1) and geometry == Geometry()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [T·B, C, H, W] float64 to [T·B, C', H', W']."""
-        if not self.product:
-            return self.geometry.convolve(x, self.weight)
-        return F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0]).movedim(-1, 1)
-
-
-def over_channels(values: Tensor, x: Tensor) -> Tensor:
-    """Return values [C] or [] in a shape that multiplies x [B, C, ...]."""
-    return values.view(-1, *[1] * (x.dim() - 2)) if values.dim() else values
 
 
 def on_places(conv: nn.Module, x: Tensor) -> Tensor:
@@ -318,8 +188,8 @@ class SpikingUnit(nn.Module):
         self.convs = nn.ModuleList(
             nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total, term.integral)
             for weight, term in zip(weights, terms, strict=True))
-        self.pool = moving(snn.graph, form.pools, {})
-        self.moves = [moving(snn.graph, term.piece.chain, dict(term.piece.windows)) for term in terms]
+        self.pool = moving(snn.graph.flow, form.pools, {})
+        self.moves = [moving(snn.graph.flow, term.piece.chain, dict(term.piece.windows)) for term in terms]
         self.root = movers(snn, unit)
         self.reads = [unit.inputs.index(term.piece.source) for term in terms]
 

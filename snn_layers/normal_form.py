@@ -1,9 +1,9 @@
 """The current of a unit as Σ_k scale_k · conv_k(spikes_k) + bias, where its affine calls come to that."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from models import NORMS, Network, Part, moving
 from models.trace import POOLS, argument, call_name
@@ -11,6 +11,7 @@ from quant import APoTWeight
 
 from .integer import Geometry
 from .step_norm import StepNorm
+from .terms import Affine, Piece, Pieces, Term, normalization, weight_integers
 
 # Calls that move values without changing them, so that they may work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
@@ -18,65 +19,6 @@ MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk
 MOST = 64  # values in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Spikes of a unit, moved or pooled.
-
-    Attributes:
-        chain: the calls between them and what the unit puts out, each on the one before; average pooling adds up.
-        windows: kernel and stride of those that are average pooling; see `moving`.
-        total: values that average pooling has added up to one.
-        channels: how many there are, where it is known.
-    """
-
-    source: str
-    chain: tuple[fx.Node, ...] = ()
-    windows: tuple[tuple[fx.Node, tuple | None], ...] = ()
-    total: int = 1
-    channels: int | None = None
-
-    def through(self, node: fx.Node, moves: bool = False) -> "Piece":
-        """Return what a call makes of it; one that moves values may change the channels."""
-        return replace(self, chain=(*self.chain, node), channels=None if moves else self.channels)
-
-
-Pieces = tuple[Piece, ...]  # concatenated along the channels
-
-
-@dataclass(frozen=True)
-class Term:
-    """scale · conv(spikes).
-
-    Attributes:
-        weight: [C', C, k, k] numerators; None is the identity.
-        scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
-        integral: the numerators are integers.
-    """
-
-    piece: Piece
-    weight: Tensor | None
-    geometry: Geometry
-    scale: Tensor
-    integral: bool = False
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A sum of terms and a bias [C], [] or [T, C], float64; what is then max-pooled, by the calls in `pools`, has one term."""
-
-    terms: tuple[Term, ...]
-    bias: Tensor
-    pools: tuple[fx.Node, ...] = ()
-
-    def times(self, factor: Tensor | float) -> "Affine":
-        """Return the product with a number or with one for each channel."""
-        return Affine(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.bias * factor)
-
-    def plus(self, other: "Affine") -> "Affine":
-        """Return the sum."""
-        return Affine(self.terms + other.terms, self.bias + other.bias)
 
 
 def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
@@ -96,7 +38,7 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
     # Max-pooling commutes with one scale and bias, not with several.
     if pools and (len(found.terms) > 1 or found.bias.dim() == 2):
         return None
-    if any(moving(snn.graph, term.piece.chain, dict(term.piece.windows)) is None for term in found.terms):
+    if any(moving(snn.graph.flow, term.piece.chain, dict(term.piece.windows)) is None for term in found.terms):
         return None
     channels[unit.name] = next(len(term.weight) for term in found.terms if term.weight is not None)
     return replace(found, pools=tuple(pools))
@@ -120,27 +62,7 @@ def sums(snn: Network, unit: Part, channels: dict[str, int]) -> list[tuple[str, 
         reader.values[node] = name
         reader.made.clear()
     pieces = [term.piece for _, affine in found for term in affine.terms]
-    return None if any(moving(snn.graph, piece.chain, dict(piece.windows)) is None for piece in pieces) else found
-
-
-def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return (numerators, step) with quantized weight = step · numerators, as [C', C, k, k] and a float64 scalar.
-
-    Weights that are not APoT-quantized are their own numerators; a linear layer is a 1x1 convolution.
-    """
-    quantizer = getattr(layer, "weight_quantizer", nn.Identity())
-    step = torch.ones((), dtype=torch.float64, device=layer.weight.device)
-    weight = quantizer(layer.weight.detach().double())  # a float64 run chooses the same level where float32 lies between two
-    if isinstance(quantizer, APoTWeight):
-        step = quantizer.alpha.detach().double() / quantizer.denominator
-        weight = (weight / step).round()
-    return (weight[..., None, None] if weight.dim() == 2 else weight[:, :, None] if weight.dim() == 3 else weight), step
-
-
-def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return gain and bias, float64, with bn(x) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
-    gain = (1 if bn.weight is None else bn.weight.detach().double()) / (bn.running_var.double() + bn.eps).sqrt()
-    return gain, (0 if bn.bias is None else bn.bias.detach().double()) - bn.running_mean.double() * gain
+    return None if any(moving(snn.graph.flow, piece.chain, dict(piece.windows)) is None for piece in pieces) else found
 
 
 class _Reader:

@@ -172,7 +172,7 @@ def exported(network: Network) -> Exported:
         refuse_steps(network)
         network = to_spiking(network, "unsigned")
     most = 1 if spiking else network.time_steps
-    deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False)
+    deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False, summing=False)
     for unit in deployed.body:
         if isinstance(unit, ExactUnit):  # it looks for NaN in what is called images, and a file cannot
             unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)

@@ -1,0 +1,103 @@
+"""Functions written from nodes of a trace, with time folded into the batch or not as the flow says."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from .affine import is_place
+from .flow import Flow
+from .over_time import accumulated, floating, increments, mean_over_time, repeat_over_time, sized, window_sums
+from .trace import call_name
+
+
+class Writer:
+    """Writes a part as a function of the values that it reads."""
+
+    def __init__(self, flow: Flow, inputs: list[fx.Node]):
+        self.flow, self.graph = flow, fx.Graph()
+        self.steps = self.graph.placeholder("time_steps")
+        self.known = {(node, self.flow.folded(node)): self.graph.placeholder(f"value_{index}") for index, node in enumerate(inputs)}
+
+    def function(self, end: fx.Node, shared: list[fx.Node], folded: bool) -> Callable[..., tuple]:
+        """Return (root, time_steps, *inputs) -> (end, *shared)."""
+        result = self.emit(end, folded) if end.op != "output" else fx.map_arg(end.args[0], lambda node: self.emit(node, False))
+        self.graph.output((result, *(self.emit(node, self.flow.folded(node)) for node in shared)))
+        return compiled(self.graph)
+
+    def emit(self, node: fx.Node, folded: bool) -> fx.Node:
+        """Return the node with time folded into its batch or not."""
+        if (node, folded) not in self.known:
+            self.known[node, folded] = self._write(node, folded)
+        return self.known[node, folded]
+
+    def _write(self, node: fx.Node, folded: bool) -> fx.Node:
+        flow = self.flow
+        if node in flow.size:
+            return self.graph.node_copy(node, lambda source: self._measured(source, node, folded))
+        if node in flow.constant:
+            return self.graph.node_copy(node, lambda source: self.emit(source, folded))
+        if flow.folded(node) != folded:
+            call = repeat_over_time if folded else mean_over_time
+            return self.graph.call_function(call, (self.emit(node, not folded), self.steps))
+        if folded and node in flow.pools:
+            sums = self.graph.call_function(accumulated, (self.emit(node.args[0], True), self.steps))
+            return self.graph.call_function(increments, (self.graph.call_module(node.target, (sums,)), self.steps))
+        return self.graph.node_copy(node, lambda source: self.emit(source, folded))
+
+    def _measured(self, source: fx.Node, reader: fx.Node, folded: bool) -> fx.Node:
+        """Return what a size is read from: of a tensor from the other side of a border its size on this one."""
+        flow = self.flow
+        if source in flow.size or source in flow.constant:
+            return self.emit(source, folded)
+        own = flow.folded(source)
+        real = self.emit(source, own)
+        if own == folded or is_place(reader) or call_name(reader).startswith("new_"):
+            return real
+        return self.graph.call_function(sized, (real, self.steps, folded))
+
+
+def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]) -> Callable[..., Tensor] | None:
+    """Return (root, time_steps, x) -> y for calls that move or pool spikes x as they are stored, each on what the one before it
+    puts out; None where one needs the size of something else.
+
+    Max-pooling is that of the spikes so far, whose steps are spikes again.
+
+    Args:
+        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers. None marks a call
+            that takes floating-point numbers only.
+    """
+    written = fx.Graph()
+    steps, start = written.placeholder("time_steps"), written.placeholder("x")
+    x = start
+    for node in chain:
+        if any(source is not node.args[0] for source in flow.sources(node)):
+            return None
+        moves = node not in flow.pools and node not in windows
+        x = x if moves else written.call_function(floating, (x,))
+        if windows.get(node) is not None:
+            x = written.call_function(window_sums, (x, *windows[node]))
+        elif node in flow.pools:
+            sums = written.call_function(accumulated, (x, steps))
+            x = written.call_function(increments, (written.call_module(node.target, (sums,)), steps))
+        else:
+            x = _on(flow, written, node, node.args[0], x)
+        x = x if moves else written.call_method("type_as", (x, start))
+    written.output(x)
+    return compiled(written)
+
+
+def _on(flow: Flow, written: fx.Graph, node: fx.Node, source: fx.Node, x: fx.Node) -> fx.Node:
+    """Write a call, and the sizes that it reads, with x in the place of `source`."""
+    def put(read: fx.Node) -> fx.Node:
+        return x if read is source else _on(flow, written, read, source, x)
+
+    return written.node_copy(node, put)
+
+
+def compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """Return the function that a graph describes; its first argument is where its layers are."""
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(compile(code.src, "<part of a network>", "exec"), names)
+    return names["forward"]

@@ -1,0 +1,89 @@
+"""What currents are made of: terms scale · conv(spikes), and the constants that layers contribute."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant import APoTWeight
+
+from .integer import Geometry
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Spikes of a unit, moved or pooled.
+
+    Attributes:
+        chain: the calls between them and what the unit puts out, each on the one before; average pooling adds up.
+        windows: kernel and stride of those that are average pooling; see `moving`.
+        total: values that average pooling has added up to one.
+        channels: how many there are, where it is known.
+    """
+
+    source: str
+    chain: tuple[fx.Node, ...] = ()
+    windows: tuple[tuple[fx.Node, tuple | None], ...] = ()
+    total: int = 1
+    channels: int | None = None
+
+    def through(self, node: fx.Node, moves: bool = False) -> "Piece":
+        """Return what a call makes of it; one that moves values may change the channels."""
+        return replace(self, chain=(*self.chain, node), channels=None if moves else self.channels)
+
+
+Pieces = tuple[Piece, ...]  # concatenated along the channels
+
+
+@dataclass(frozen=True)
+class Term:
+    """scale · conv(spikes).
+
+    Attributes:
+        weight: [C', C, k, k] numerators; None is the identity.
+        scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
+        integral: the numerators are integers.
+    """
+
+    piece: Piece
+    weight: Tensor | None
+    geometry: Geometry
+    scale: Tensor
+    integral: bool = False
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A sum of terms and a bias [C], [] or [T, C], float64; what is then max-pooled, by the calls in `pools`, has one term."""
+
+    terms: tuple[Term, ...]
+    bias: Tensor
+    pools: tuple[fx.Node, ...] = ()
+
+    def times(self, factor: Tensor | float) -> "Affine":
+        """Return the product with a number or with one for each channel."""
+        return Affine(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.bias * factor)
+
+    def plus(self, other: "Affine") -> "Affine":
+        """Return the sum."""
+        return Affine(self.terms + other.terms, self.bias + other.bias)
+
+
+def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return (numerators, step) with quantized weight = step · numerators, as [C', C, k, k] and a float64 scalar.
+
+    Weights that are not APoT-quantized are their own numerators; a linear layer is a 1x1 convolution.
+    """
+    quantizer = getattr(layer, "weight_quantizer", nn.Identity())
+    step = torch.ones((), dtype=torch.float64, device=layer.weight.device)
+    weight = quantizer(layer.weight.detach().double())  # a float64 run chooses the same level where float32 lies between two
+    if isinstance(quantizer, APoTWeight):
+        step = quantizer.alpha.detach().double() / quantizer.denominator
+        weight = (weight / step).round()
+    return (weight[..., None, None] if weight.dim() == 2 else weight[:, :, None] if weight.dim() == 3 else weight), step
+
+
+def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return gain and bias, float64, with bn(x) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
+    gain = (1 if bn.weight is None else bn.weight.detach().double()) / (bn.running_var.double() + bn.eps).sqrt()
+    return gain, (0 if bn.bias is None else bn.bias.detach().double()) - bn.running_mean.double() * gain
