@@ -51,8 +51,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(tiny, tmp_path, monkeypatch)
     source = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     (tmp_path / "data").symlink_to(tiny)
     (tmp_path / "result").symlink_to(ROOT / "result")
-        (tmp_path / "mine.py").touch()
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(source, names)
     assert names["logits"].shape == (40, 10)
