@@ -46,7 +46,7 @@ def vgg11(num_classes: int) -> Stack:
 
 
 def vgg16(num_classes: int) -> nn.Sequential:
-    """VGG-16 with batch normalisation and max-pooling for 32x32 images, one hidden layer of 512 in the classifier.
+    """VGG-16 with batch normalisation and max-pooling for 32x32 images, and one linear layer behind them.
 
     Source: Simonyan and Zisserman, ICLR 2015, configuration D, as the literature on conversion has it for CIFAR.
     """
@@ -57,7 +57,7 @@ def vgg16(num_classes: int) -> nn.Sequential:
             channels = width
         else:
             layers.append(nn.MaxPool2d(2))
-    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, num_classes))
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, num_classes))
     for layer in network:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
