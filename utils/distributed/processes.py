@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
@@ -123,7 +124,9 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     device = next(network.parameters()).device
     agree_(network)  # of the buffers too, which the wrapper then leaves alone: they are averaged after the epoch
-    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    known = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # up to torch 2.11
+    return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, **{name: False})
 
 
 @torch.no_grad()
