@@ -99,7 +99,7 @@ def test_full_delay_scores_what_the_ann_scores(result):
 def test_without_e_the_test_set_is_not_read(result, monkeypatch):
     read = []
     load = splits.load_images
-    monkeypatch.setattr(splits, "load_images", lambda *args: read.append(args[-1]) or load(*args))
+    monkeypatch.setattr(splits, "load_images", lambda *args: read.append(args[2]) or load(*args))
     assert snn.main([*flags(result), "-t"])["snn"].count == 320
     assert read == [True]
 
