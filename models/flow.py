@@ -3,7 +3,7 @@
 from torch import fx, nn
 
 from .affine import is_size, objection
-from .trace import ACTIVATIONS, POOLS, called
+from .trace import ACTIVATIONS, POOLS, call_name, called
 
 
 class Flow:
@@ -19,6 +19,7 @@ class Flow:
                 waiting += node.all_input_nodes
         self.nodes = [node for node in graph.nodes if node in needed]
         self.order = {node: index for index, node in enumerate(self.nodes)}
+        self.lists = {node for node in self.nodes if call_name(node) in ("split", "chunk", "tensor_split", "unbind")}
         self.size = {node for node in self.nodes if is_size(node)}
         varying, after, before = set(), set(), set()
         for node in self.nodes:
@@ -58,10 +59,10 @@ class Flow:
                     raise ValueError(f"{node.target if node.op == 'call_module' else node.name}: {reason}")
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return the tensors, not constant, that a node reads, or whose sizes it reads."""
+        """Return the tensors, not constant, that a node reads, whose parts it reads, or whose sizes it reads."""
         found: list[fx.Node] = []
         for source in node.all_input_nodes:
-            if source in self.size:
+            if source in self.size or source in self.lists:
                 found += self.sources(source)
             elif source not in self.constant:
                 found.append(source)

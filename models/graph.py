@@ -152,7 +152,8 @@ class _Builder:
                 self.owner[node] = index
                 found.append(node)
             stack += self.flow.sources(node)
-        return sorted(found, key=self.flow.order.__getitem__)
+        lists = {source for node in found for source in node.all_input_nodes if source in self.flow.lists}
+        return sorted({*found, *lists}, key=self.flow.order.__getitem__)
 
     def _reads(self, nodes: list[fx.Node], end: fx.Node, index: int) -> list[fx.Node]:
         """Return what a part reads and does not compute itself."""

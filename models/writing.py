@@ -35,7 +35,7 @@ class Writer:
         flow = self.flow
         if node in flow.size:
             return self.graph.node_copy(node, lambda source: self._measured(source, node, folded))
-        if node in flow.constant:
+        if node in flow.constant or node in flow.lists:
             return self.graph.node_copy(node, lambda source: self.emit(source, folded))
         if flow.folded(node) != folded:
             call = repeat_over_time if folded else mean_over_time
@@ -71,7 +71,7 @@ def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]
     steps, start = written.placeholder("time_steps"), written.placeholder("x")
     x = start
     for node in chain:
-        if any(source is not node.args[0] for source in flow.sources(node)):
+        if node.args[0] not in flow.lists and any(source is not node.args[0] for source in flow.sources(node)):
             return None
         moves = node not in flow.pools and node not in windows
         x = x if moves else written.call_function(floating, (x,))

@@ -288,3 +288,26 @@ def test_a_filter_keeps_layers_float():
     network = quantize_(Mixed(), 3, filter=lambda layer, name: name != "c")
     assert not hasattr(network.layer("c"), "weight_quantizer")
     assert hasattr(network.layer("b"), "weight_quantizer")
+
+
+class Chunks(nn.Module):
+    """Halves of what one unit gives go to several others, as in ShuffleNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        left, right = F.relu(self.stem(x)).chunk(2, dim=1)
+        y = torch.cat((left, F.relu(self.a(right))), 1)
+        return self.fc(F.relu(self.b(y)).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_what_units_share_is_tensors_and_no_lists_of_them():
+    torch.manual_seed(0)
+    ann, x = quantized(Chunks(), 3, 3), images(3, seed=9)
+    torch.testing.assert_close(to_spiking(ann, delay=7)(x.double()), ann(x.double()), rtol=1e-9, atol=1e-9)
+    snn = to_spiking(copy.deepcopy(ann).float())
+    torch.testing.assert_close(deploy(snn, compile=False)(x), to_spiking(ann)(x.double()).float(), rtol=1e-4, atol=1e-4)
+    assert deploy(snn, compile=False).exact_units() == []
