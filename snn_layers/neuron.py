@@ -71,6 +71,10 @@ class IFNeuron(nn.Module):
                              "network in float32 without autocast, or deploy it")
         if self.encodes and current.isnan().any():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
+        return self.unfolded(current)
+
+    def unfolded(self, current: Tensor) -> Tensor:
+        """Return `currents` without a look at the values, for which a GPU would wait."""
         steps, current = self.time_steps, shifted(current, self.bias)
         return current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
 

@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 import models
 from models import Network
-from quant import shifted, swap_
+from quant import swap_
 
 from .calibrate import CHUNK
 from .convert import own_parameters_
@@ -132,9 +132,7 @@ class TimeNeuron(IFNeuron):
             return super().forward(current)
         if current.dtype in (torch.float16, torch.bfloat16):
             current = current.float()
-        threshold, steps = self.threshold.detach().to(current.dtype), self.time_steps
-        current = shifted(current, self.bias)
-        current = current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
+        current, threshold = self.unfolded(current), self.threshold.detach().to(current.dtype)
         spikes = fire_through_time(current, threshold, self.kind.signed, self.delay, self.start, self.surrogate)
         return (spikes * threshold).flatten(0, 1)
 
