@@ -8,7 +8,7 @@ from models import Network, Part, moving, repeat_over_time
 
 from .deployed_units import Convolution, exact_neuron, movers, on_places
 from .integer import Geometry
-from .terms import Affine
+from .terms import Affine, along_channels
 
 
 class SummingUnit(nn.Module):
@@ -71,9 +71,9 @@ class _Sum(nn.Module):
                 x = x.double() - self.zero * piece.total
             else:
                 x = on_places(conv, x).double()
-            scaled = x if whole else x * over_channels(scale, x)
+            scaled = x if whole else x * along_channels(scale, x)
             total = scaled if total is None else total + scaled
-        return total + over_channels(self.bias, total)
+        return total + along_channels(self.bias, total)
 
 
 class ExactConv(nn.Module):
@@ -89,8 +89,3 @@ class ExactConv(nn.Module):
         if not self.product:
             return self.geometry.convolve(x, self.weight)
         return F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0]).movedim(-1, 1)
-
-
-def over_channels(values: Tensor, x: Tensor) -> Tensor:
-    """Return values [C] or [] in a shape that multiplies x [B, C, ...]."""
-    return values.view(-1, *[1] * (x.dim() - 2)) if values.dim() else values

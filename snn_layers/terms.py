@@ -87,3 +87,8 @@ def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
     """Return gain and bias, float64, with bn(x) = gain · x + bias in eval mode: [C], of each time step [T, C]."""
     gain = (1 if bn.weight is None else bn.weight.detach().double()) / (bn.running_var.double() + bn.eps).sqrt()
     return gain, (0 if bn.bias is None else bn.bias.detach().double()) - bn.running_mean.double() * gain
+
+
+def along_channels(constants: Tensor, x: Tensor) -> Tensor:
+    """Return constants [..., C] or [] with an axis of 1 for each axis of places of x [N, C, ...]."""
+    return constants.view(*constants.shape, *[1] * (x.dim() - 2))

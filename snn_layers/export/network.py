@@ -16,6 +16,7 @@ from ..integer import EXACT, Geometry
 from ..neuron import NEURONS
 from ..normal_form import normal_form
 from ..step_norm import refuse_steps
+from ..terms import along_channels
 
 
 class ByteConv(nn.Module):
@@ -67,11 +68,6 @@ class Activation(nn.Module):
     def rates(self, x: Tensor) -> Tensor:
         """Return `rate` over the first T' = 1..T steps."""
         return self.neuron.rates(x)
-
-
-def along_channels(constants: Tensor, accumulator: Tensor) -> Tensor:
-    """Return constants [..., C] with an axis of 1 for each axis of places of accumulators [N, C, ...]."""
-    return constants.view(*constants.shape, *[1] * (accumulator.dim() - 2))
 
 
 class Spikes(Activation):
