@@ -1,6 +1,7 @@
 """The units of a deployed network: convolutions of integers with the fused neuron behind them, or affine calls in float64."""
 
 from copy import deepcopy
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from .excerpt import Excerpt
 from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
 from .integer import FloatConv, IntegerConv
-from .neuron import IFNeuron
+from .neuron import IFNeuron, Neuron
 from .terms import Affine
 
 Convolution = type[FloatConv] | type[IntegerConv]
@@ -80,16 +81,18 @@ class PlainNeuron(FusedNeuron):
         return (self.plain.spike_train(accumulator) + self.zero).to(self.dtype).flatten(0, 1)
 
 
-@torch.no_grad()
 def fuses(neuron: IFNeuron) -> bool:
-    """Return whether the fused pass fires as the neuron's equation does, tried on random currents in float64."""
-    if neuron.kind.signed is None:
-        return False
-    plain = IFNeuron(nn.Parameter(torch.ones(1, dtype=torch.float64), False), neuron.time_steps, neuron.kind, neuron.delay, False,
-                     neuron.start)
-    current = 0.7 * torch.randn(neuron.time_steps, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    fired = fire(current, None, float64_constants(plain), neuron.time_steps, neuron.kind.signed, neuron.delay, 0, torch.float64,
-                 neuron.start)
+    """Return whether the fused pass fires as the neuron's equation does."""
+    return neuron.kind.signed is not None and _agrees(neuron.kind, neuron.time_steps, neuron.delay, neuron.start)
+
+
+@lru_cache
+@torch.no_grad()
+def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
+    """Try the fused pass beside an equation, on random currents in float64; once, since tuning deploys in each step."""
+    plain = IFNeuron(nn.Parameter(torch.ones(1, dtype=torch.float64), False), time_steps, kind, delay, False, start)
+    current = 0.7 * torch.randn(time_steps, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fired = fire(current, None, float64_constants(plain), time_steps, kind.signed, delay, 0, torch.float64, start)
     return torch.equal(fired, plain.spike_train(current.flatten(0, 1)))
 
 
