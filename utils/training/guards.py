@@ -36,19 +36,15 @@ class Note:
         """Note a batch."""
         if self.images is None or len(images) > len(self.images):
             self.images = torch.zeros_like(images)
-        sound_so_far = is_sound & (self.own == 0)
-        if dist.is_initialized():
-            self.unsound.copy_(~is_sound | (self.unsound > 0))
-            dist.all_reduce(self.unsound, dist.ReduceOp.MAX)
-        kept = self.images[: len(images)]
-        # Once unsound, everything stays as it is.
-        fresh = self.own == 0
+        kept, fresh = self.images[: len(images)], self.own == 0  # once unsound, everything stays as it is
         kept.copy_(torch.where(fresh, images, kept))
         self.loss.copy_(torch.where(fresh, loss, self.loss))
+        sound_so_far = is_sound & fresh
         self.own.copy_(~sound_so_far)
-        if not dist.is_initialized():
-            self.unsound.copy_(self.own)
         self.batch.add_(sound_so_far)
+        self.unsound.copy_(self.own)
+        if dist.is_initialized():
+            dist.all_reduce(self.unsound, dist.ReduceOp.MAX)
 
     def read(self) -> list[float]:
         """Wait for the device and return [unsound, own, batch, loss]."""

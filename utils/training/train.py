@@ -105,7 +105,6 @@ class Trainer:
         self.settings, how, state = settings, settings.training, run.state
         if state:
             check_same_run(settings, state, run)
-        if state:
             network = restore_network(state, run.file, settings.run.arch, settings.run.bit, settings.data.dataset)
             self.network = data.placed(data.check(network, run.file))
         else:
@@ -167,9 +166,8 @@ def train_one(epoch: int, settings: Settings, step: Step, network: Network, trai
     train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{how.epochs}"
     scores = train_epoch(step, train_batches, rate, run.print_freq, run.limit, name, how.accum)
-    processes.average_buffers_(inner(step.network))
-    if network is not inner(step.network):
-        processes.average_buffers_(network)
+    for module in dict.fromkeys((inner(step.network), network)):  # two, where an average is evaluated
+        processes.average_buffers_(module)
     tested = evaluate(network, test_batches, run.amp, run.limit)
     line = log_line(epoch, rate(0), scores, tested, time.monotonic() - began)
     print(f"{name}: train loss {scores.loss:.3f}, train {scores.top1:.2f} %, test {tested.top1:.2f} %, {line['seconds']:.0f} s",
