@@ -18,9 +18,8 @@ SPIKING = 0.15  # of all the time, for conversion and tuning
 GPU = torch.cuda.is_available()
 
 
-def chain(data: Path, seconds: float, arch: str = "resnet20") -> Iterator[dict[str, Any]]:
-    """Train, convert and tune; a row for each network."""
-    result = Path("result/gpu")
+def chain(data: Path, seconds: float, result: Path, arch: str = "resnet20") -> Iterator[dict[str, Any]]:
+    """Train, convert and tune, with run directories in `result`; a row for each network."""
     common = ["--arch", arch, "--data", str(data), "--result", str(result), "--overwrite"]
     if not GPU:
         common += ["--dataset", "digits", "-t"]
@@ -29,19 +28,21 @@ def chain(data: Path, seconds: float, arch: str = "resnet20") -> Iterator[dict[s
     pace = {bit: epoch_seconds([*common, "--bit", str(bit)]) for bit in (32, 3)}
     yield {"epoch_seconds": pace}
     left = (end - time.monotonic()) * (1 - SPIKING)
-    before = None
+    trained: dict[int, Path] = {}
+    start: list[str] = []
     for bit, share in SHARES.items():
         warm_up, epoch = pace[32 if bit == 32 else 3]
         epochs = max(1, min(PUBLISHED[bit][1], int((left * share - warm_up) / epoch)))
         wd = {32: "5e-4", 2: "3e-5"}.get(bit, "1e-4")
         flags = ["--bit", str(bit), "--epochs", str(epochs), "--lr", "0.1" if bit == 32 else "0.04", "--wd", wd, *FAST]
         began = time.monotonic()
-        found = training.main([*common, *flags, *(["--init", str(before)] if before else [])])
-        before = found["directory"] / "model_best.pth.tar"
-        yield {"arch": arch, "bits": bit, "epochs": epochs, "best": found["best"]["test_top1"], "last": found["last"]["test_top1"],
+        found = training.main([*common, *flags, *start])
+        trained[bit] = found["directory"] / "model_best.pth.tar"
+        start = ["--init", str(trained[bit])]
+        yield {"arch": arch, "bits": bit, "epochs": found["last"]["epoch"] + 1, "best": found["best"]["test_top1"], "last": found["last"]["test_top1"],
                "published": PUBLISHED[bit], "seconds": round(time.monotonic() - began, 1)}
     for bit in (4, 3, 2):
-        yield from spiking(common, bit)
+        yield from spiking([*common, "--init", str(trained[bit])], bit)
 
 
 FAST = ["--lr-schedule", "cosine", *(["--amp", "--compile"] if GPU else [])]

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 import models
 from benchmarks.gpu_chain import chain
+from benchmarks.timing import alternate, synchronize
+from models import INPUT
 from quant import calibrate_, quantize_, quantized_once, time_steps
-from snn_layers import deploy, to_spiking
+from snn_layers import deploy, spikes, to_spiking
 from utils.checkpoints.checkpoint import load_network
 from utils.data.cifar import ImageSet, TensorLoader, load_images
 from utils.training.engine import sgd
@@ -29,11 +31,10 @@ Row = dict[str, Any]
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 PUBLISHED = Path("result/published")
-SPIKES, SIGNED = 7, (-1, 2)
 
 
 def tests(data: Path, seconds: float) -> Iterator[Row]:
-    """Run the tests that make sense on a GPU; without one, they run on a pretended one."""
+    """Run the tests of the device; without a GPU they run on a pretended one."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/device_checks.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     print(done.stdout[-20000:], done.stderr[-4000:])
@@ -66,17 +67,17 @@ def exact(data: Path, seconds: float) -> Iterator[Row]:
     """Count, for each convolution, the accumulators of spikes and APoT integers that are not the integers they should be."""
     draw = torch.Generator().manual_seed(0)
     for (out, channels, kernel, stride, padding, size), name in shapes().items():
-        spikes = torch.randint(*SIGNED, (16 if GPU else 1, channels, size, size), generator=draw).to(DEVICE)
+        fired = torch.randint(-1, 2, (16 if GPU else 1, channels, size, size), generator=draw).to(DEVICE)
         for bits, largest in ((3, 4), (4, 10), (5, 48)):
             weight = torch.randint(-largest, largest + 1, (out, channels, kernel, kernel), generator=draw).to(DEVICE)
-            true = F.conv2d(spikes.double(), weight.double(), None, stride, padding)
+            true = F.conv2d(fired.double(), weight.double(), None, stride, padding)
             row: Row = {"shape": f"{name} {channels}->{out} k{kernel} s{stride} {size}x{size}", "weight_bits": bits,
                         "largest_sum": int(true.abs().max())}
             for kind in ("fp32", "tf32", "fp32 benchmark", "tf32 benchmark", "fp16"):
                 torch.backends.cudnn.allow_tf32 = kind.startswith("tf32")
                 torch.backends.cudnn.benchmark = kind.endswith("benchmark")
                 dtype = torch.float16 if kind == "fp16" else torch.float32
-                x, w = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (spikes, weight))
+                x, w = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (fired, weight))
                 ours = F.conv2d(x, w, None, stride, padding).double()
                 row[kind] = int((ours != true).sum())
                 row[f"{kind} rounded"] = int((ours.round() != true).sum())
@@ -102,25 +103,13 @@ def accuracy(data: Path, seconds: float) -> Iterator[Row]:
         scores = [round(100 * hit / loader.count, 2) for hit in hits.tolist()]
         yield {"bits": bit, "images": loader.count, "ann": scores[0], "ann_recorded": ann_recorded, "snn": scores[1],
                "snn_recorded": snn_recorded}
-        true, ours = spike_trains(copy.deepcopy(snn).double(), few.double()), spike_trains(deployed, few.to(DEVICE))
-        differing = sum(int((a != b).sum()) for a, b in zip(true, ours, strict=True))
-        yield {"bits": bit, "spikes_differing": differing, "of": sum(train.numel() for train in true), "images": len(few)}
-
-
-def spike_trains(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the spikes [T·B, ...] of each unit, int8 on the CPU."""
-    zero, found = getattr(network, "zero", None), []
-
-    def keep(neuron: nn.Module, _: object, output: Tensor) -> None:
-        spikes = output.float() - zero if zero is not None else output / neuron.threshold
-        found.append(spikes.round().to(torch.int8).cpu())
-
-    hooks = [neuron.register_forward_hook(keep) for _, neuron in network.units()]
-    with torch.inference_mode():
-        network(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+        with torch.inference_mode():
+            true = spikes(copy.deepcopy(snn).double(), few.double())
+        values, differing = {INPUT: few.to(DEVICE)}, 0
+        for unit in deployed.graph.units:
+            values, fired = deployed.step(unit, values)
+            differing += int((fired.cpu().double() - deployed.zero != true[unit.name].flatten(0, 1)).sum())
+        yield {"bits": bit, "spikes_differing": differing, "of": sum(train.numel() for train in true.values()), "images": len(few)}
 
 
 def speed(data: Path, seconds: float) -> Iterator[Row]:
@@ -148,16 +137,22 @@ def attempt(measure: Callable[[], Row]) -> Row:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
 
 
+def fresh_step(arch: str, bit: int, images: Tensor, compile: bool) -> Step:
+    """Return the step of a new network, fitted to images where it is quantized, at the start of an epoch."""
+    network = quantize_(models.build(arch), bit).to(DEVICE, memory_format=torch.channels_last)
+    if bit < 32:
+        calibrate_(network, images)
+    step = Step(network, sgd(network, 0.01, 0.9, 1e-4), amp=GPU, compile=compile and GPU)
+    step.begin()
+    return step
+
+
 def training_row(arch: str, batch: int, bit: int, compile: bool, images: ImageSet) -> Row:
     """Time training in bfloat16, with its loader."""
     torch.manual_seed(0)
     loader = TensorLoader(images, batch, augment=True, device=DEVICE)
-    network = quantize_(models.build(arch), bit).to(DEVICE, memory_format=torch.channels_last)
-    if bit < 32:
-        calibrate_(network, loader.first(batch))
-    step = Step(network, sgd(network, 0.01, 0.9, 1e-4), amp=GPU, compile=compile and GPU)
+    step = fresh_step(arch, bit, loader.first(batch), compile)
     reset_peak()
-    step.begin()
     seen, began, warm = 0, 0.0, 12 if GPU else 1
     started = time.monotonic()
     for number, (x, y) in enumerate(loader):
@@ -198,7 +193,7 @@ def spiking_rows(arch: str, bit: int, images: ImageSet) -> Iterator[Row]:
                 with autocast(DEVICE, "bfloat16" in name):
                     network(x)
             with quantized_once(snn):
-                took = clock(run)
+                took = alternate({name: run}, 10 if GPU else 1, 3 if GPU else 1).median(name)
             return {"forward": arch, "T": time_steps(bit), "batch": batch, "network": name, "images_per_s": round(batch / took),
                     "ms": round(1000 * took, 3), "peak_mb": peak_mb()}
         row = attempt(measure)
@@ -217,21 +212,17 @@ def repeat(data: Path, seconds: float) -> Iterator[Row]:
             states = []
             for _ in range(2):
                 torch.manual_seed(0)
-                network = calibrate_(quantize_(models.build("resnet20"), 3).to(DEVICE, memory_format=torch.channels_last), x)
-                step = Step(network, sgd(network, 0.01, 0.9, 1e-4), amp=GPU, compile=compile and GPU)
-                step.begin()
+                step = fresh_step("resnet20", 3, x, compile)
                 for _ in range(10 if GPU else 3):
                     step(x, y, 0.01)
-                states.append([t.clone() for t in network.state_dict().values()])
+                states.append([t.clone() for t in step.network.state_dict().values()])
             torch.use_deterministic_algorithms(False)
             differing = sum(not torch.equal(a, b) for a, b in zip(*states, strict=True))
             return {"deterministic": True, "compiled": compile, "tensors_differing": differing, "of": len(states[0])}
         yield attempt(measure)
 
         def silent(compile: bool = compile) -> Row:
-            network = calibrate_(quantize_(models.build("resnet20"), 3).to(DEVICE, memory_format=torch.channels_last), x)
-            step = Step(network, sgd(network, 0.01, 0.9, 1e-4), amp=GPU, compile=compile and GPU)
-            step.begin()
+            step = fresh_step("resnet20", 3, x, compile)
             for _ in range(6):
                 step(x, y, 0.01)
             if GPU:
@@ -244,25 +235,6 @@ def repeat(data: Path, seconds: float) -> Iterator[Row]:
                     torch.cuda.set_sync_debug_mode("default")
             return {"steps_without_waiting": 10, "compiled": compile}
         yield attempt(silent)
-
-
-def clock(run: Callable[[], None]) -> float:
-    """Return the median seconds of a call."""
-    times = []
-    for number in range(13 if GPU else 2):
-        synchronize()
-        began = time.perf_counter()
-        run()
-        synchronize()
-        if number >= (3 if GPU else 1):
-            times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
-
-
-def synchronize() -> None:
-    """Wait for the device."""
-    if GPU:
-        torch.cuda.synchronize()
 
 
 def reset_peak() -> None:
@@ -279,7 +251,8 @@ def peak_mb() -> int | None:
 
 def main() -> None:
     """Run a part."""
-    parts = {"tests": tests, "exact": exact, "accuracy": accuracy, "speed": speed, "repeat": repeat, "chain": chain}
+    parts = {"tests": tests, "exact": exact, "accuracy": accuracy, "speed": speed, "repeat": repeat,
+             "chain": lambda data, seconds: chain(data, seconds, args.rows.parent)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", type=Path, required=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 
@@ -35,11 +36,19 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warm_up:
     seconds: dict[str, list[float]] = {key: [] for key in contenders}
     for index in tqdm(range(-warm_up, rounds), name, leave=False, disable=None):
         for key, call in contenders.items():
+            synchronize()
             began = time.perf_counter()
             call()
+            synchronize()
             if index >= 0:
                 seconds[key].append(time.perf_counter() - began)
     return Times(seconds)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one: a clock that is read before measures launches only."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_memory() -> int:
