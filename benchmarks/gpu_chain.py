@@ -39,7 +39,8 @@ def chain(data: Path, seconds: float, result: Path, arch: str = "resnet20") -> I
         found = training.main([*common, *flags, *start])
         trained[bit] = found["directory"] / "model_best.pth.tar"
         start = ["--init", str(trained[bit])]
-        yield {"arch": arch, "bits": bit, "epochs": found["last"]["epoch"] + 1, "best": found["best"]["test_top1"], "last": found["last"]["test_top1"],
+        best, last = (found[which]["test_top1"] for which in ("best", "last"))
+        yield {"arch": arch, "bits": bit, "epochs": found["last"]["epoch"] + 1, "best": best, "last": last,
                "published": PUBLISHED[bit], "seconds": round(time.monotonic() - began, 1)}
     for bit in (4, 3, 2):
         yield from spiking([*common, "--init", str(trained[bit])], bit)

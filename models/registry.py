@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from . import plain, resnet
-from .network import Facts, Network, Recipe
+from .graph.network import Facts, Network, Recipe
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
 REGISTRY: dict[str, dict[str, tuple[Callable[[int], nn.Module], Recipe]]] = {

@@ -1,18 +1,18 @@
 """Spiking networks: the neuron, conversion, calibration, fine-tuning, fast inference, analysis."""
 
-from .analysis import LayerMonitor, LayerStatistics, layer_table
+from .analysis import LayerMonitor, LayerStatistics, layer_table, spikes
 from .calibrate import calibrate_rates_
 from .convert import latency, own_parameters_, to_spiking
-from .deploy import Deployed, deploy
-from .exchange import exchange
-from .finetune import FinetuneConfig, TunedUnit, UnitProgress, finetune
+from .deployment.deploy import Deployed, deploy
+from .export.exchange import exchange
 from .functional import HALF, integrate_and_fire
 from .neuron import NEURONS, IFNeuron, Neuron
-from .rate import RateNetwork, rate_logits
-from .recording import spikes
 from .states import state_bytes
 from .step_norm import StepNorm, adopt_steps_, norm_steps
-from .through_time import NORMS, SURROGATES, ThroughTime, TimeConfig, fire_through_time
+from .tuning.layerwise import FinetuneConfig, TunedUnit, UnitProgress, finetune
+from .tuning.rate import RateNetwork, rate_logits
+from .tuning.surrogate import SURROGATES, fire_through_time
+from .tuning.through_time import NORMS, ThroughTime, TimeConfig
 
 __all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor",
            "LayerStatistics", "Neuron", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit", "UnitProgress",

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
-from models.affine import POOLS
-from models.trace import call_name
+from models.graph.affine import POOLS
+from models.graph.trace import call_name
 from quant import quantized_once
 
 from .convert import own_parameters_
-from .deploy import deploy
-from .normal_form import SAME
+from .deployment.deploy import deploy
+from .deployment.normal_form import SAME
 from .states import advance, spikes_as_bytes, unpacked
 
 CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
-from models.trace import FollowsMode, call_name
+from models.graph.trace import FollowsMode, call_name
 
-from .deploy import Deployed
-from .normal_form import SAME
+from .deployment.deploy import Deployed
+from .deployment.normal_form import SAME
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from models import INPUT, Unit
 from quant import APoTWeight, QuantConv2d, calibrate_, packaged, quantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
-from snn_layers.fused import fire, neuron_constants
+from snn_layers.deployment.fused import fire, neuron_constants
 from utils.checkpoints.checkpoint import load_network
 from utils.data.cifar import TensorLoader, load_images
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from snn_layers import IFNeuron, exchange, spikes, to_spiking
-from snn_layers.exchange import LIBRARIES, LibraryNeuron
+from snn_layers.export.exchange import LIBRARIES, LibraryNeuron
 
 
 @pytest.fixture(params=sorted(LIBRARIES))

@@ -8,10 +8,10 @@ import torch
 
 from models import INPUT
 from snn_layers import FinetuneConfig, deploy, finetune, state_bytes, to_spiking
-from snn_layers.deployed_units import SpikingUnit
-from snn_layers.finetune import unit_loss
+from snn_layers.deployment.units import SpikingUnit
 from snn_layers.states import advance, spikes_as_bytes, unpacked
-from snn_layers.unit_data import UnitData
+from snn_layers.tuning.layerwise import unit_loss
+from snn_layers.tuning.unit_data import UnitData
 
 
 @pytest.fixture

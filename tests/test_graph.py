@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from models import Network
 from quant import QuantReLU, calibrate_, dequantize_, quantize_, time_steps
 from snn_layers import FinetuneConfig, calibrate_rates_, deploy, finetune, latency, rate_logits, spikes, to_spiking
-from snn_layers.rate import firing_rates
+from snn_layers.tuning.rate import firing_rates
 
 examples = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 STEMS = ("module", "functional", "method", "relu6", "clamp")

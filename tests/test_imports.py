@@ -32,7 +32,7 @@ def modules() -> dict[str, Path]:
     files = [*ROOT.glob("*.py"), *(file for folder in ("utils", "models", "quant", "snn_layers", "benchmarks")
                                    for file in (ROOT / folder).rglob("*.py"))]
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
-    assert {"main", "utils.cli", "models.network"} <= names.keys()
+    assert {"main", "utils.cli", "models.graph.network"} <= names.keys()
     return names
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import models
 from quant import calibrate_, quantize_
 from snn_layers import RateNetwork, deploy, own_parameters_, rate_logits, to_spiking
-from snn_layers.rate import firing_rates
+from snn_layers.tuning.rate import firing_rates
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
 

@@ -22,7 +22,8 @@ from snn_layers import (
     norm_steps,
     to_spiking,
 )
-from snn_layers.through_time import TimeNeuron, surrogate_slope
+from snn_layers.tuning.surrogate import surrogate_slope
+from snn_layers.tuning.through_time import TimeNeuron
 from utils.data.cifar import TensorLoader, load_images
 from utils.training.engine import epoch_rate, evaluate, sgd, train_epoch
 from utils.training.step import Step, divergence

@@ -9,14 +9,14 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 from models import INPUT, Network, live
 
 from ..convert import to_spiking
-from ..deploy import Deployed
-from ..deployed_units import ExactUnit, FusedNeuron
-from ..fused import fire, fire_steps
-from ..integer import EXACT, Geometry
+from ..deployment.deploy import Deployed
+from ..deployment.fused import fire, fire_steps
+from ..deployment.integer import EXACT, Geometry
+from ..deployment.normal_form import normal_form
+from ..deployment.terms import along_channels
+from ..deployment.units import ExactUnit, FusedNeuron
 from ..neuron import NEURONS
-from ..normal_form import normal_form
 from ..step_norm import refuse_steps
-from ..terms import along_channels
 
 
 class ByteConv(nn.Module):

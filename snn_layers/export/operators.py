@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .convolutions import average_pool, bytes_as, convolution, linear_map
+from .convolutions import average_pool, bytes_as, common_step, convolution, linear_map
 from .moves import (
     concatenate,
     expand,
@@ -34,7 +34,6 @@ from .moves import (
     unsqueeze,
 )
 from .record import Recorder
-from .steps import common_step
 
 Operator = Callable[..., str | list[str]]
 

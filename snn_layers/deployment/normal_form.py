@@ -6,11 +6,11 @@ import torch
 from torch import fx, nn
 
 from models import NORMS, Network, Part, moving
-from models.trace import POOLS, argument, call_name
+from models.graph.trace import POOLS, argument, call_name
 from quant import APoTWeight
 
+from ..step_norm import StepNorm
 from .integer import Geometry
-from .step_norm import StepNorm
 from .terms import Affine, Piece, Pieces, Term, normalization, weight_integers
 
 # Calls that move values without changing them, so that they may work on spikes as they are stored.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import Network
 
-from .neuron import IFNeuron
+from ..neuron import IFNeuron
 
 
 def exchange(snn: Network, library: str) -> Network:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .copies import sharing_copy, tree
-from .graph import INPUT, Graph, Part, live
 from .over_time import mean_over_time
+from .regions import INPUT, Graph, Part, live
 from .trace import trace
 
 Values = dict[str, Any]  # what is alive between two parts, by name

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from models import INPUT, Network, Values, mean_over_time
 
-from .deploy import deploy
-from .states import advance, spikes_as_bytes, unpacked
+from ..deployment.deploy import deploy
+from ..states import advance, spikes_as_bytes, unpacked
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Bar = Callable[[Iterable, str], Iterable]

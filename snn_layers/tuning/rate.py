@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from models import INPUT, Network, Part, Values, live, mean_over_time
 from quant import replace_activation, shifted
 
-from .deploy import deploy
-from .step_norm import refuse_steps
+from ..deployment.deploy import deploy
+from ..step_norm import refuse_steps
 
 
 def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) -> Tensor:

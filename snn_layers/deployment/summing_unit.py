@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from models import Network, Part, moving, repeat_over_time
 
-from .deployed_units import Convolution, exact_neuron, movers, on_places
 from .integer import Geometry
 from .terms import Affine, along_channels
+from .units import Convolution, exact_neuron, movers, on_places
 
 
 class SummingUnit(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .functional import HALF, RETRACTION
+from ..functional import HALF, RETRACTION
 
 MANTISSA = 24  # significant bits of a float32
 

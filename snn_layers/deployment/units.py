@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from models import INPUT, Network, Part, moving, tree
 from quant import packaged
 
+from ..functional import RETRACTION
+from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt
-from .functional import RETRACTION
 from .fused import fire, fire_steps, neuron_constants
 from .integer import FloatConv, IntegerConv
-from .neuron import IFNeuron, Neuron
 from .terms import Affine
 
 Convolution = type[FloatConv] | type[IntegerConv]

@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_map
 from models import INPUT, WEIGHTED, Network, Part, Values, live
 from quant import APoTWeight
 
-from .deployed_units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 from .excerpt import Excerpt
 from .integer import LARGEST, FloatConv, IntegerConv
 from .normal_form import normal_form, sums
 from .summing_unit import SummingUnit
+from .units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 
 WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
 ALIVE = 4  # layers of that width whose currents and spikes a network holds at once, with room to spare

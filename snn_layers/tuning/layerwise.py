@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from models import Network, Part, Values
 from quant import THRESHOLD, fault, quantized_once
 
-from .convert import own_parameters_
+from ..convert import own_parameters_
+from ..step_norm import refuse_steps
 from .rate import unit_rate
-from .step_norm import refuse_steps
 from .unit_data import Average, Bar, Batches, UnitData
 
 
