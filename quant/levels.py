@@ -1,11 +1,14 @@
-"""Grids: the additive powers-of-two levels of APoT and the step count of a uniform activation."""
+"""Grids: the additive powers-of-two levels of APoT, the step count of a uniform activation, the step of given values."""
 
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 from math import lcm
 
+from torch import Tensor
+
 MIN_BITS, MAX_BITS, FLOAT_BITS = 2, 8, 32
+FINEST = 2**12  # steps in the largest of numbers that are called small integers
 THRESHOLD, CLIP = ".threshold", ".alpha"  # ends of the names of the learned scalars: θ of activations, α of weights
 
 
@@ -52,3 +55,31 @@ def apot_grid(bits: int) -> tuple[tuple[int, ...], int]:
     levels = [s / sums[-1] for s in sums]
     denominator = lcm(*(level.denominator for level in levels))
     return tuple(int(level * denominator) for level in levels), denominator
+
+
+def common_step(values: Tensor, tolerance: float = 1e-9) -> float | None:
+    """Return the largest step of which all values are multiples, None where they are no small integers times a step.
+
+    Euclid's algorithm on the distinct magnitudes; what it takes for 0 is a hundred times as large as the tolerance, since it
+    multiplies rounding errors.
+
+    Args:
+        values: of any shape, float64.
+        tolerance: of the largest magnitude, within which each value is a multiple.
+    """
+    magnitudes = values.abs().flatten().unique()
+    largest = magnitudes[-1].item()
+    if largest == 0:
+        return 1.0
+    if len(magnitudes) > FINEST:
+        return None
+    step, nothing = largest, 100 * tolerance * largest
+    for value in magnitudes.tolist():
+        rest = value
+        while rest > nothing:
+            step, rest = rest, step % rest
+            rest = 0.0 if step - rest <= nothing else rest
+        if step * FINEST < largest:
+            return None
+    step = largest / round(largest / step)
+    return step if ((values / step).round() * step - values).abs().max() <= tolerance * largest else None

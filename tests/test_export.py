@@ -14,10 +14,9 @@ from torch import nn
 
 import main
 from models import Network
-from quant import calibrate_, quantize_
+from quant import calibrate_, common_step, quantize_
 from snn_layers import deploy, to_spiking
 from snn_layers.export import METADATA, network_file
-from snn_layers.export.convolutions import common_step
 from snn_layers.export.network import exported
 from utils.errors import UserError
 from utils.training.leaving import check_export

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quant import common_step
+
 from .record import Recorder
 
 BYTE = 255
 LARGEST = 127  # numerator that an unsigned byte with zero point 128 holds
-FINEST = 2**12  # steps in the largest of numbers that are called small integers
 MANTISSA = 24  # bits of an integer that float32 holds
 WANTED = 44  # bits of an image that count
 MAP_LIMIT = 2**22  # entries of the largest matrix that a file may hold for a pooling
@@ -120,34 +121,6 @@ def average_pool(r: Recorder, out: Tensor, x: Tensor, kernel: list[int], stride:
                         channels)
     divisor = divisor or math.prod(kernel)
     return total if divisor == 1 else r.node("Div", total, r.value(float(divisor), x.dtype))
-
-
-def common_step(values: Tensor, tolerance: float = 1e-9) -> float | None:
-    """Return the largest step of which all values are multiples, None where they are no small integers times a step.
-
-    Euclid's algorithm on the distinct magnitudes; what it takes for 0 is a hundred times as large as the tolerance, since it
-    multiplies rounding errors.
-
-    Args:
-        values: of any shape, float64.
-        tolerance: of the largest magnitude, within which each value is a multiple.
-    """
-    magnitudes = values.abs().flatten().unique()
-    largest = magnitudes[-1].item()
-    if largest == 0:
-        return 1.0
-    if len(magnitudes) > FINEST:
-        return None
-    step, nothing = largest, 100 * tolerance * largest
-    for value in magnitudes.tolist():
-        rest = value
-        while rest > nothing:
-            step, rest = rest, step % rest
-            rest = 0.0 if step - rest <= nothing else rest
-        if step * FINEST < largest:
-            return None
-    step = largest / round(largest / step)
-    return step if ((values / step).round() * step - values).abs().max() <= tolerance * largest else None
 
 
 def integers(weight: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor] | None:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .convolutions import average_pool, bytes_as, common_step, convolution, linear_map
+from quant import common_step
+
+from .convolutions import average_pool, bytes_as, convolution, linear_map
 from .moves import (
     concatenate,
     expand,
