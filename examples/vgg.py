@@ -1,6 +1,6 @@
 """A small VGG with max-pooling for 32x32 images: an example of a network from your own file.
 
-    python main.py --arch examples/vgg.py:vgg --bit 32
+Use: `python main.py --arch examples/vgg.py:vgg --bit 32`.
 """
 
 from torch import nn
