@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from utils import cli, script
+from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
 from utils.data.splits import Data
 from utils.settings import Settings
 from utils.training import train
-from utils.training.resume import check_state
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -
     with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
         if settings.run.evaluate:
             return train.test(settings, Data(settings.data, device, place))
-        with RunDirectory.opened(settings.run, settings.suffix, check_state) as run:
+        with RunDirectory.opened(settings.run, settings.suffix, check_training) as run:
             settings = run.settings(settings, partial(read, argv))
             script.repeatable(settings.run, settings.data.seed)
             trainer = train.Trainer(settings, Data(settings.data, device, place), run)

@@ -17,9 +17,8 @@ from utils import cli, script
 from utils.errors import UserError
 from utils.files import write_text
 from utils.study import figures, markdown, pictures, stages, table_file
-from utils.study.figures import Figure
+from utils.study.figures import PUBLISHED, Figure
 from utils.study.plan import Plan, duration
-from utils.study.published import PUBLISHED
 from utils.study.tables import TABLES, Row, rows_of
 
 

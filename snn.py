@@ -17,13 +17,13 @@ import utils  # noqa: F401 - before torch
 from models import Network
 from snn_layers import HALF, StepNorm, latency, layer_table, norm_steps
 from utils import cli, script
+from utils.checkpoints.leaving import check_export, export
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
 from utils.errors import UserError
 from utils.report.measure import compare
 from utils.settings import Settings
 from utils.training import loading
-from utils.training.leaving import check_export, export
 
 
 def parse(argv: list[str] | None) -> Settings:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the script; return what it printed."""
     settings = parse(argv)
     run, calibrate = settings.run, settings.spiking.calibrate
-    check_export(run)
+    check_export(run.export)
     with script.session(run, settings.data.seed) as (device, place):
         data = Data(settings.data, device, place)
         fit = (settings.spiking.fit, settings.spiking.weight_bit) if settings.spiking.fit else None
@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result |= {"latency": latency(snn), "seconds": seconds, "finetune": finetune}
         report(settings, snn, result)
         if run.export:
-            export(snn, run.export, data, result["snn"], train=not run.evaluate)
+            snn_scores, split = result["snn"], "test" if run.evaluate else "training"
+            export(snn, run.export, batches.size, data.normalisation(), snn_scores.top1, f"{snn_scores.count} {split} images")
     return result
 
 

@@ -22,12 +22,13 @@ from typing import Any
 import utils  # noqa: F401 - before torch
 from snn_layers import NORMS, SURROGATES
 from utils import cli, script
+from utils.checkpoints.resume import check_tuning
 from utils.checkpoints.rundir import RunDirectory
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
 from utils.settings import CACHE, Settings
 from utils.training import loading
-from utils.training.session import Session, check_state
+from utils.training.session import Session
 from utils.training.tune import METHODS
 
 
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
     settings = parse(argv)
     with (script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run),
-          RunDirectory.opened(settings.run, settings.suffix, check_state) as run):
+          RunDirectory.opened(settings.run, settings.suffix, check_tuning) as run):
         settings = run.settings(settings, partial(parse, argv))
         script.repeatable(settings.run, settings.data.seed)
         session = Session(settings, Data(settings.data, device, place), run)

@@ -74,7 +74,7 @@ def test_unaugmented_batches_are_the_normalised_images_in_order(images):
 def test_augmented_images_are_crops_and_flips_of_the_padded_ones(images):
     loader = TensorLoader(images, 50, augment=True, seed=1)
     padded = torch.nn.functional.pad(images.images, (4, 4, 4, 4))
-    _, (order, *crops) = loader.plan()
+    order, *crops = loader.plan()
     flipped = 0
     for crop, image in zip(loader.crops(order, *crops).permute(0, 3, 1, 2), padded[order], strict=True):
         windows = {image[:, t:t + 32, left:left + 32].numpy().tobytes(): False for t in range(9) for left in range(9)}
@@ -104,7 +104,7 @@ def test_seeds_repeat_bit_for_bit(images):
 def test_digits_are_never_mirrored():
     digits = load_images("digits", "nowhere", True)
     loader = TensorLoader(digits, 64, augment=True)
-    order, *places = loader.plan()[1][:, :20]
+    order, *places = loader.plan()[:, :20]
     padded = torch.nn.functional.pad(digits.images[order], (4, 4, 4, 4))
     for crop, image in zip(loader.crops(order, *places).permute(0, 3, 1, 2), padded, strict=True):
         assert any(torch.equal(crop, image[:, t:t + 32, left:left + 32]) for t in range(9) for left in range(9))

@@ -18,8 +18,8 @@ from quant import calibrate_, common_step, quantize_
 from snn_layers import deploy, to_spiking
 from snn_layers.export import METADATA, network_file
 from snn_layers.export.network import exported
+from utils.checkpoints.leaving import check_export
 from utils.errors import UserError
-from utils.training.leaving import check_export
 
 ONNX = Path("network.onnx")
 
@@ -244,4 +244,4 @@ def test_mistakes_of_the_flag_are_one_line(tmp_path):
         main.parse([*flags, "a.onnx", "-e", "-t"])
     for name, reason in (("a.h5", r"a network leaves as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
         with pytest.raises(UserError, match=reason):
-            check_export(main.parse([*flags, str(tmp_path / name), "-e"]).run)
+            check_export(main.parse([*flags, str(tmp_path / name), "-e"]).run.export)

@@ -22,8 +22,8 @@ import snn_ft
 from quant import fault
 from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint, save_checkpoint
 from utils.data.cifar import load_images
-from utils.data.cifar_files import read_binary
 from utils.data.image_files import list_images
+from utils.data.image_sets import read_binary
 from utils.data.imagenet import ImageLoader
 from utils.errors import UserError
 

@@ -108,9 +108,12 @@ def test_the_order_is_a_function_of_seed_and_epoch(root):
     assert len({tuple(order(seed, epoch)) for seed in range(2) for epoch in range(3)}) == 6
 
 
-def test_a_last_training_batch_of_one_image_is_left_out(root):
-    batches = [len(labels) for _, labels in loader(root, split="train", augment=True)]
-    assert batches == [3, 3]
+def test_a_single_last_training_image_joins_the_batch_before_it(root, decoder):
+    """As in the loader of tensors, see tests/test_cifar.py: BN cannot train on a single image."""
+    train = loader(root, decoder, split="train", augment=True)
+    assert [len(labels) for _, labels in train] == [3, 4]
+    assert len(train) == 2
+    assert sorted(torch.cat([labels for _, labels in train]).tolist()) == list(range(7))
     assert [len(labels) for _, labels in loader(root)] == [3, 3, 1]
 
 
@@ -186,7 +189,7 @@ def test_memory_stays_flat_over_epochs(root, decoder):
     used = []
     for epoch in range(24):
         train.set_epoch(epoch)
-        assert sum(len(labels) for _, labels in train) == 6
+        assert sum(len(labels) for _, labels in train) == 7
         used.append(resident())
     assert max(used[16:]) - max(used[8:16]) < 16  # MB; a pipeline that stays takes 20 an epoch
 

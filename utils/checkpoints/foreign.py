@@ -1,13 +1,17 @@
-"""Checkpoints of networks that are not ours: anyone's float networks, and APoT's quantized layout as a start for training."""
+"""Checkpoints that are not ours: anyone's float networks, TorchVision's, and APoT's quantized layout as a start for training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import Facts, Network
+from models.registry import TORCHVISION
 from quant import FLOAT_BITS, quantize_
+
+from ..errors import UserError
 
 WRAPPERS = ("model", "net", "model_state_dict", "model_state")  # under what a file may hold its state dict
 LEARNED = {".act_alpha": None, ".weight_alpha": ".weight_quantizer.alpha", ".weight_quant.wgt_alpha": ".weight_quantizer.alpha"}
@@ -78,3 +82,26 @@ def threshold_of(network: Network) -> dict[str, nn.Parameter]:
     names = {network.graph.values[name]: name for name in network.graph.activations}
     return {node.target: network.activation(names[node.args[0]]).threshold for unit in network.graph.parts for node in unit.nodes
             if node.op == "call_module" and node.args and node.args[0] in names and network.bit != FLOAT_BITS}
+
+
+def download(arch: str) -> dict[str, Any]:
+    """Return TorchVision's state dict for alexnet, vgg11 or vgg16 (with BN), or torchvision:NAME, from its cache or its site.
+
+    Raises:
+        UserError: a user's network, it cannot be downloaded, or what is in the cache is damaged.
+    """
+    from torchvision import models
+
+    name = {"alexnet": "alexnet", "vgg11": "vgg11_bn", "vgg16": "vgg16_bn"}.get(arch, arch.removeprefix(TORCHVISION))
+    if name not in models.list_models(module=models):
+        raise UserError(f"--arch {arch}: TorchVision has no weights for it; --init FILE starts from a checkpoint, --scratch from "
+                        "random weights")
+    weights = models.get_model_weights(name)
+    try:
+        return dict(weights.DEFAULT.get_state_dict(check_hash=True, weights_only=True, map_location="cpu"))
+    except Exception as error:  # OSError, HTTPException, RuntimeError of a wrong hash; what torch.load raises has no end
+        file = weights.DEFAULT.url.rsplit("/", 1)[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"TorchVision's {arch} cannot be downloaded to {torch.hub.get_dir()}/checkpoints, or is damaged there "
+                        f"({reason}): --init FILE starts from a copy of {file} or another network, --scratch from random weights"
+                        ) from error

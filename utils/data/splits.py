@@ -11,8 +11,8 @@ from ..config import DataSettings
 from ..distributed.processes import Place
 from ..errors import UserError
 from .cifar import ImageSet, TensorLoader, load_images
-from .folder import class_names
 from .image_files import MEAN, SIZE, STD, ImageFiles, read_splits
+from .image_sets import class_names
 from .imagenet import ImageLoader, has_dali
 
 Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_epoch(n), and yield (images, labels)

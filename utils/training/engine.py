@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,28 +63,6 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
             {"params": parameters, "weight_decay": clip_weight_decay, "factor": factor}
             for factor, parameters in groups.items() if parameters]
     return torch.optim.SGD(made, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-
-
-def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give an optimizer its saved momenta, in place; rates and decays stay those it was made with.
-
-    Raises:
-        ValueError: no state of an optimizer of these parameters.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    momenta = saved.get("state") if isinstance(saved, dict) else None
-    if not isinstance(momenta, dict) or not momenta.keys() <= set(range(len(parameters))):
-        raise ValueError("holds no state of an optimizer of this network")
-    for index, entry in momenta.items():
-        momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
-        if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
-                                         and momentum.isfinite().all()):
-            raise ValueError(f"holds a momentum {index} that does not fit its parameter")
-    # The fused update walks through both in memory order: a momentum must lie as its parameter does.
-    fitted = {index: entry if entry.get("momentum_buffer") is None else
-              {**entry, "momentum_buffer": torch.empty_like(parameters[index]).copy_(entry["momentum_buffer"])}
-              for index, entry in momenta.items()}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": fitted})
 
 
 def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None, every: int = 1) -> tqdm:

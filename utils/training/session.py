@@ -1,17 +1,13 @@
-"""A tuning between its settings and its result: what its methods work on, and what one that goes on must agree with."""
+"""A tuning between its settings and its result: what its methods work on, and what they save."""
 
 import time
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from models import Network
-from quant import THRESHOLD
-from snn_layers import HALF, UnitProgress, latency, norm_steps
+from snn_layers import latency, norm_steps
 
-from ..checkpoints.checkpoint import network_state, recorded, restore_network
+from ..checkpoints.checkpoint import network_state, restore_network
+from ..checkpoints.resume import check_same_neurons, same_frozen
 from ..checkpoints.rundir import RunDirectory, plain
 from ..data.splits import Data
 from ..errors import UserError
@@ -93,41 +89,3 @@ class Session:
         contents = network_state(self.snn) | {"finetune": self.summary, "args": plain(self.settings),
                                               "optimizer": self.optimizer_state, "progress": self.progress}
         self.run.save(contents, self.history, is_best)
-
-
-def check_state(state: dict[str, Any], file: Path) -> None:
-    """Raise UserError unless a checkpoint's log, settings and progress are what a tuning has written."""
-    if "finetune" not in state:
-        raise UserError(f"--resume: {file} is no checkpoint of a fine-tuning run")
-    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
-    whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
-             and all(isinstance(line, dict) and ("unit" in line or {"epoch", "check_before", "check_top1"} <= line.keys())
-                     for line in history)
-             and "init" in recorded(state)
-             and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
-    if not whole:
-        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
-
-
-def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) -> None:
-    """Raise UserError where the flags ask for other neurons or BN than those that a run that goes on tunes."""
-    how, delay, start = settings.spiking, state["finetune"]["delay"], state["finetune"].get("start", HALF)
-    if how.delay != delay:
-        raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
-    if how.start != start:
-        raise UserError(f"--start {how.start:g}: the run in {path} starts at {start:g} thresholds")
-    if settings.tuning.norm != (norm := recorded(state).get("norm")):
-        raise UserError(f"--norm {settings.tuning.norm}: the run in {path} has --norm {norm}")
-
-
-def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
-    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
-
-    Through time it learns the statistics of the spikes.
-    """
-    ours = tuned.state_dict()
-    frozen = (THRESHOLD,) if method == "through-time" else (THRESHOLD, "running_mean", "running_var")
-    for name, tensor in ann.state_dict().items():
-        if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
-            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
-                            "file that the run was started with")

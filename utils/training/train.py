@@ -14,9 +14,11 @@ from models import Network
 from quant import calibrate_, quantize_, requantize_
 
 from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_network
+from ..checkpoints.foreign import download
 from ..checkpoints.importer import reset_head_
+from ..checkpoints.leaving import check_export, export
+from ..checkpoints.resume import check_same_run, next_epoch, restore_state, restore_trained_
 from ..checkpoints.rundir import RunDirectory, plain
-from ..checkpoints.torchvision_weights import download
 from ..config import CHECK_IMAGES
 from ..data.splits import Data, Loader
 from ..distributed import processes
@@ -25,9 +27,7 @@ from ..settings import Settings
 from . import loading
 from .engine import MILESTONES, epoch_rate, evaluate, sgd, train_epoch
 from .guards import inner
-from .leaving import check_export, export
 from .metrics import log_line
-from .resume import check_same_run, next_epoch, restore_state, restore_trained_
 from .step import Step
 
 
@@ -183,13 +183,14 @@ def best_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 def test(settings: Settings, data: Data) -> dict[str, Any]:
     """Evaluate a network on the test set and print its scores."""
     run, weight_bit = settings.run, settings.training.weight_bit
-    check_export(run)
+    check_export(run.export)
     network = data.placed(loading.load_usable(run, data)[0])
     if weight_bit not in (None, network.weight_bit):
         raise UserError(f"--weight-bit {weight_bit}: the network has {network.weight_bit or 'that of the recipe'}")
-    scores = evaluate(network, data.batches(train=False), run.amp, run.limit)
+    batches = data.batches(train=False)
+    scores = evaluate(network, batches, run.amp, run.limit)
     print(f"{run.arch}, {run.bit} bits, {settings.data.dataset}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, "
           f"loss {scores.loss:.4f} on {scores.count} test images")
     if run.export:
-        export(network, run.export, data, scores)
+        export(network, run.export, batches.size, data.normalisation(), scores.top1, f"{scores.count} test images")
     return {"scores": scores}

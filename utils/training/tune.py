@@ -20,11 +20,12 @@ from snn_layers import (
     state_bytes,
 )
 
+from ..checkpoints.resume import restore_
 from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
-from .engine import epoch_rate, evaluate, progress_bar, restore_, sgd, train_epoch
+from .engine import epoch_rate, evaluate, progress_bar, sgd, train_epoch
 from .metrics import Scores
 from .session import Session
 from .step import Step, autocast

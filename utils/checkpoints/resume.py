@@ -1,0 +1,123 @@
+"""A training or a tuning that goes on: what it must agree with, and what it takes over from its checkpoint."""
+
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Network
+from quant import THRESHOLD
+from snn_layers import HALF, UnitProgress
+
+from ..errors import UserError
+from ..settings import Settings
+from .checkpoint import BEST, recorded
+from .rundir import RunDirectory
+
+
+def next_epoch(state: dict[str, Any]) -> int:
+    """Return the epoch, from 0, that follows a checkpoint."""
+    return state["history"][-1]["epoch"] + 1 if state["history"] else recorded(state).get("start_epoch") or 0
+
+
+def check_training(state: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a checkpoint's log and settings are what a run has written, epoch by epoch."""
+    if not {"optimizer", "rng", "args"} <= state.keys():
+        raise UserError(f"--resume {file}: this is no checkpoint of a training; a new run starts from it with --init {file}")
+    history = state.get("history")
+    whole = isinstance(state["args"], dict) and isinstance(history, list) and all(
+        isinstance(line, dict) and isinstance(line.get("epoch"), int) and isinstance(line.get("test_top1"), float)
+        for line in history)
+    if not whole or any(later["epoch"] != line["epoch"] + 1 for line, later in pairwise(history)):
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or --resume {file.with_name(BEST)}")
+
+
+def check_same_run(settings: Settings, state: dict[str, Any], run: RunDirectory) -> None:
+    """Raise UserError where the flags ask for what a run that goes on cannot have."""
+    how = settings.training
+    if how.weight_bit not in (None, state["weight_bit"]):
+        raise UserError(f"--weight-bit {how.weight_bit}: the run in {run.path} has {state['weight_bit'] or 'that of the recipe'}")
+    if how.start_epoch not in (None, next_epoch(state)) and not run.restarted:
+        raise UserError(f"--start-epoch {how.start_epoch}: the run in {run.path} goes on with epoch {next_epoch(state)}, no other "
+                        "fits its log and its best checkpoint; leave --start-epoch out")
+
+
+def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimizer its saved momenta, in place; rates and decays stay those it was made with.
+
+    Raises:
+        ValueError: no state of an optimizer of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    momenta = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(momenta, dict) or not momenta.keys() <= set(range(len(parameters))):
+        raise ValueError("holds no state of an optimizer of this network")
+    for index, entry in momenta.items():
+        momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
+        if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
+                                         and momentum.isfinite().all()):
+            raise ValueError(f"holds a momentum {index} that does not fit its parameter")
+    # The fused update walks through both in memory order: a momentum must lie as its parameter does.
+    fitted = {index: entry if entry.get("momentum_buffer") is None else
+              {**entry, "momentum_buffer": torch.empty_like(parameters[index]).copy_(entry["momentum_buffer"])}
+              for index, entry in momenta.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": fitted})
+
+
+def restore_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Take over the optimizer's and the random generator's state of a checkpoint."""
+    try:
+        restore_(optimizer, state["optimizer"])
+        torch.set_rng_state(state["rng"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
+
+
+def restore_trained_(network: Network, state: dict[str, Any], file: Path) -> None:
+    """Give the network that is trained, in place, the weights that a checkpoint holds beside their average."""
+    try:
+        network.load_state_dict(state["trained"])
+    except (KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(f"checkpoint {file} does not hold the weights beside their average: the run had no --ema; leave it "
+                        "out") from error
+
+
+def check_tuning(state: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a checkpoint's log, settings and progress are what a tuning has written."""
+    if "finetune" not in state:
+        raise UserError(f"--resume: {file} is no checkpoint of a fine-tuning run")
+    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
+    whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
+             and all(isinstance(line, dict) and ("unit" in line or {"epoch", "check_before", "check_top1"} <= line.keys())
+                     for line in history)
+             and "init" in recorded(state)
+             and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
+    if not whole:
+        raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
+
+
+def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the flags ask for other neurons or BN than those that a run that goes on tunes."""
+    how, delay, start = settings.spiking, state["finetune"]["delay"], state["finetune"].get("start", HALF)
+    if how.delay != delay:
+        raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
+    if how.start != start:
+        raise UserError(f"--start {how.start:g}: the run in {path} starts at {start:g} thresholds")
+    if settings.tuning.norm != (norm := recorded(state).get("norm")):
+        raise UserError(f"--norm {settings.tuning.norm}: the run in {path} has --norm {norm}")
+
+
+def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
+    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
+
+    Through time it learns the statistics of the spikes.
+    """
+    ours = tuned.state_dict()
+    frozen = (THRESHOLD,) if method == "through-time" else (THRESHOLD, "running_mean", "running_var")
+    for name, tensor in ann.state_dict().items():
+        if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
+            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
+                            "file that the run was started with")
