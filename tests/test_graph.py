@@ -213,22 +213,86 @@ def test_layerwise_tuning_of_units_with_several_sources_lowers_the_loss():
     assert last.losses[-1] < 0.95 * last.losses[0]
 
 
-class Twice(nn.Module):
-    """One convolution in two units."""
+class Inverted(nn.Module):
+    """Two inverted residuals: their projections have no activation, and are summed."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+        self.stem, self.fc, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(8, 5), nn.Conv2d(4, 8, 1)
+        self.expand = nn.ModuleList(nn.Conv2d(4, 8, 1) for _ in range(2))
+        self.depthwise = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2))
+        self.project = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4)) for _ in range(2))
 
     def forward(self, x):
-        x = F.relu(self.stem(x))
-        return self.fc(F.relu(self.conv(F.relu(self.conv(x)))).mean((2, 3)))
+        x = F.relu6(self.stem(x))
+        for expand, depthwise, project in zip(self.expand, self.depthwise, self.project, strict=True):
+            x = x + project(F.relu6(depthwise(F.relu6(expand(x)))))
+        return self.fc(F.relu6(self.last(x)).mean((2, 3)))
 
 
-def test_a_weight_that_two_units_share_is_refused_by_layerwise_tuning():
-    ann = quantized(Twice(), 2).float()
+class PreActivation(nn.Module):
+    """Two pre-activation blocks: what the first convolution puts out is read by a ReLU and by a sum, and so is each sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(F.relu(self.stem(x)))
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            x = x + conv(F.relu(norm(x)))
+        return self.fc(F.relu(self.norms[2](x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("network", "owners"), [
+    (Inverted, {"activation_2": {"expand.0"}, "activation_4": {"project.0.0", "project.0.1", "expand.1"},
+                "activation_6": {"project.1.0", "project.1.1", "last"}}),
+    (PreActivation, {"activation_2": {"first", "norms.0"}, "activation_3": {"convs.0", "norms.1"}})])
+def test_layers_of_a_value_that_several_units_read_are_tuned_with_its_first_reader(network, owners):
+    torch.manual_seed(0)
+    ann = quantized(network(), 2, 32).float()
+    data = [(images(16, seed=seed), torch.arange(16) % 5) for seed in (7, 8)]
+    losses = []
+    for online in (False, True):
+        snn, seen = to_spiking(copy.deepcopy(ann), "unsigned"), {}
+        with torch.no_grad():
+            for name, parameter in snn.named_parameters():
+                parameter.add_(0.3 * name.endswith("bias"))  # there is something to learn
+        before = copy.deepcopy(snn.state_dict())
+
+        def note(_, unit, snn=snn, before=before, seen=seen):
+            now = snn.state_dict()
+            seen[unit.name] = {name.rpartition(".")[0] for name in before if not torch.equal(now[name], before[name])}
+            before.update(copy.deepcopy(now))
+
+        results = finetune(snn, ann, data, data, FinetuneConfig(epochs=6, lr=0.3, force=True, online=online), on_unit=note)
+        assert {name: seen[name] for name in owners} == owners
+        losses.append([result.losses for result in results])
+        assert sum(after[-1] for after in losses[-1]) < 0.7 * sum(after[0] for after in losses[-1])
+    for kept, fresh in zip(*losses, strict=True):  # values that wait between units are what a run from images makes
+        assert kept == pytest.approx(fresh, rel=1e-2)
+
+
+class Twice(nn.Module):
+    """One convolution in two units, or in a unit and in the readout."""
+
+    def __init__(self, readout: bool):
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+        self.readout = readout
+
+    def forward(self, x):
+        x = self.conv(F.relu(self.conv(F.relu(self.stem(x)))))
+        return self.fc((x if self.readout else F.relu(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("readout", "other"), [(False, "activation_3"), (True, "readout")])
+def test_a_weight_that_two_units_share_is_refused_by_layerwise_tuning(readout, other):
+    ann = quantized(Twice(readout), 2).float()
     data = [(images(4), torch.arange(4))]
-    with pytest.raises(ValueError, match="conv is part of activation_2 and of a later unit"):
+    with pytest.raises(ValueError, match=f"conv is part of activation_2 and of {other}"):
         finetune(to_spiking(ann), ann, data, data)
 
 

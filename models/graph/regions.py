@@ -90,15 +90,6 @@ class Graph:
         return sum(node.op == "call_module" and node.target == target for part in self.parts for node in part.nodes)
 
 
-    def ancestors(self, end: fx.Node) -> list[fx.Node]:
-        """Return the calls that a node depends on without an activation between."""
-        acts, found, stack = set(self.flow.acts), [], [end]
-        while stack:
-            new = [node for node in stack.pop().all_input_nodes if node not in acts and node not in found]
-            found += new
-            stack += new
-        return found
-
 
 class _Builder:
     """Deals the nodes to parts, each to the first one that needs it, and writes the parts' functions."""

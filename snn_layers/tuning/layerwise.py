@@ -120,16 +120,20 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
 
 
 def refuse_shared_weights(snn: Network) -> None:
-    """Raise ValueError, with its name, for a layer that reaches two units without a neuron between."""
-    owner: dict[str, str] = {}
-    for unit in snn.graph.units:
-        shared = {node for name in unit.shared for node in [snn.graph.values[name], *snn.graph.ancestors(snn.graph.values[name])]}
-        for node in unit.nodes:
-            if node.op == "call_module" and next(snn.layer(node.target).parameters(), None) is not None and not unit.encodes:
-                other = owner.setdefault(node.target, unit.name)
-                if other != unit.name or node in shared:
-                    raise ValueError(f"{node.target} is part of {other} and of a later unit, so that neither can be tuned alone: "
-                                     "tune the network as a whole (--method global)")
+    """Raise ValueError, with its name, for a weight that two parts call, of which one would be tuned.
+
+    A value that several units read is no such weight. Its layers belong to the first unit that reads it: they learn
+    there, and later readers see spikes that these layers, as they then are, make. For them it is an input like another.
+    """
+    owner: dict[str, Part] = {}
+    for part in snn.graph.parts:
+        for node in (*part.nodes, *part.constants):
+            weights = node.op == "get_attr" or (
+                node.op == "call_module" and next(snn.layer(node.target).parameters(), None) is not None)
+            other = owner.setdefault(node.target, part) if weights else part
+            if other is not part and any(one.activation is not None and not one.encodes for one in (other, part)):
+                raise ValueError(f"{node.target} is part of {other.name} and of {part.name}, so that neither can be tuned alone: "
+                                 "tune the network as a whole (--method global)")
 
 
 class _Tuner:
