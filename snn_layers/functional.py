@@ -9,7 +9,7 @@ RETRACTION = -1e-3  # membrane at or below which a signed neuron takes a spike b
 
 @torch.no_grad()
 def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, delay: int = 0,
-                       start: float = HALF) -> Tensor:
+                       start: float = HALF, membranes: list[Tensor] | None = None) -> Tensor:
     """Return the spike train of neurons that start at half their threshold and reset by subtraction.
 
         v = θ/2, n = 0
@@ -26,6 +26,7 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
         signed: allow negative spikes, never more than there were positive ones before.
         delay: d, 0 to T steps.
         start: v before the first step, in θ: 1/2, or 0 as an ablation, whose count rounds down.
+        membranes: gets v [B, ...] before the first step and after each step.
 
     Returns:
         spike_train: [T, B, ...] in {-1, 0, 1}, of the dtype of `current`.
@@ -43,6 +44,8 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
     # Comparisons are written into float tensors: boolean masks are several times slower on a CPU.
     fired, retracted = torch.zeros_like(membrane), torch.empty_like(membrane)
     seen = 0
+    if membranes is not None:
+        membranes.append(membrane.clone())
     for step in range(time_steps):
         while seen < min(step + 1 + delay, time_steps):
             membrane.add_(current[seen])
@@ -54,4 +57,6 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
             spikes.sub_(torch.minimum(retracted, fired, out=retracted))
             fired.add_(spikes)
         membrane.addcmul_(spikes, threshold, value=-1)
+        if membranes is not None:
+            membranes.append(membrane.clone())
     return spike_train

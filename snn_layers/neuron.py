@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from types import MappingProxyType
 
 import torch
@@ -20,6 +21,7 @@ class Neuron:
     Attributes:
         name: for messages and directories.
         equation: maps (current [T, B, ...], threshold θ, delay=steps, start=in θ) to the spike train [T, B, ...] of -1, 0 and 1.
+            If it also takes `membranes`, a list, it appends the membrane [B, ...] before the first step and after each step.
         signed: which form of the fused pass of a deployed network fires the same; None: there is none, and the equation runs.
     """
 
@@ -82,6 +84,17 @@ class IFNeuron(nn.Module):
         """Map current as `currents` does to spikes [T, B, ...] in {-1, 0, 1}."""
         current = self.currents(current)
         return self.kind.equation(current, self.threshold.detach().to(current.dtype), delay=self.delay, start=self.start)
+
+    def membranes(self, current: Tensor) -> Tensor | None:
+        """Map current as `currents` does to the membrane [T + 1, B, ...]; None if the equation does not tell it.
+
+        The first one is that before the first step.
+        """
+        if "membranes" not in signature(self.kind.equation).parameters:
+            return None
+        current, found = self.currents(current), []
+        self.kind.equation(current, self.threshold.detach().to(current.dtype), delay=self.delay, start=self.start, membranes=found)
+        return torch.stack(found)
 
     def forward(self, current: Tensor) -> Tensor:
         """Map current as `currents` does to s·θ [T·B, ...], time-major."""

@@ -13,6 +13,7 @@ from quant import calibrate_, quantize_
 from snn_layers import NEURONS, Neuron, calibrate_rates_, deploy, integrate_and_fire, spikes, to_spiking
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
+from utils.report.measure import traces
 
 IMAGES = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 LEAKY = Neuron("leaky", leaky)
@@ -35,6 +36,36 @@ def test_a_deployed_network_fires_the_neuron_of_one_s_own(small):
     torch.testing.assert_close(deployed(IMAGES), exact(IMAGES.double()).float())
     assert all(set(train.unique().tolist()) <= {0, 1} for train in spikes(exact, IMAGES.double()).values())
     assert not torch.equal(deployed(IMAGES), deploy(to_spiking(small, "unsigned"), compile=False)(IMAGES))
+
+
+def test_a_trace_shows_the_membrane_of_the_neuron_s_own_equation(small):
+    """With a leak the sum of currents less spikes is another one."""
+    network = to_spiking(small, LEAKY)
+    name, part, values = next((part.name, part, values) for part, values in network.double().walk(IMAGES[:1].double())
+                              if not network.activation(part.name).encodes)
+    neuron = network.activation(name)
+    current = neuron.currents(network.run(part, values)[0]).flatten(1) / neuron.threshold
+    membrane, spikes = neuron.start * torch.ones_like(current[0]), []
+    expected = [membrane]
+    for step in current:
+        membrane = 0.9 * membrane + step
+        spikes.append((membrane >= 1).double())
+        membrane = membrane - spikes[-1]
+        expected.append(membrane)
+    found, = traces(network, IMAGES[0], [name])
+    shown, wanted = ({tuple(column.tolist()) for column in trace.T} for trace in (found.membrane, torch.stack(expected).float()))
+    assert shown <= wanted
+    assert found.spikes.any()
+
+
+def test_a_neuron_that_does_not_tell_its_membrane_has_spikes_only(small):
+    def silent(current, threshold, delay=0, start=0.5):
+        return leaky(current, threshold, delay, start)
+
+    network = to_spiking(small, Neuron("silent", silent))
+    found, told = (traces(snn, IMAGES[0], [name for name, _ in snn.units()]) for snn in (network, to_spiking(small, LEAKY)))
+    assert all(unit.membrane is None for unit in found)
+    assert [unit.spikes.tolist() for unit in found] == [unit.spikes.tolist() for unit in told]
 
 
 def edited(current, threshold, signed=True, delay=0, start=0.5):

@@ -29,7 +29,7 @@ def test_traces_are_the_membranes_behind_the_spikes(quantized, signed, delay, st
         after, spikes = unit.membrane, unit.spikes[:, :measure.TRACES]
         assert after.shape == (4, measure.TRACES)
         assert (after[0] == start).all()
-        before = after[1:] + spikes  # in front of the reset, in θ
+        before = after[1:] + spikes  # before the reset, in θ
         assert torch.equal(before >= 1 - 1e-6, spikes == 1)
         assert (before[spikes == -1] <= 0).all()
         # The same currents, as they change the membrane from step to step, make the same spikes.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import Network, Part, Values
-from quant import quantized_once, shifted
+from quant import quantized_once
 from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
 from snn_layers.energy import Operations, mean_over_batches, operations
 
@@ -44,12 +44,13 @@ class Traces:
     """Some neurons of a unit on one image.
 
     Attributes:
-        membrane: v/θ of `TRACES` neurons after each step and before the first one, [T + 1, TRACES].
+        membrane: v/θ of `TRACES` neurons before the first step and after each one, [T + 1, TRACES]; None if the neuron's equation
+            does not tell it.
         spikes: those of `RASTER` neurons in {-1, 0, 1}, [T, RASTER]; the traced neurons come first.
     """
 
     name: str
-    membrane: Tensor
+    membrane: Tensor | None
     spikes: Tensor
 
 
@@ -103,14 +104,11 @@ def traces(snn: Network, image: Tensor, names: list[str]) -> list[Traces]:
 
 
 def trace(snn: Network, unit: Part, values: Values) -> Traces:
-    """Return a unit's traces for the values in front of it: v_t = v_0 + Σ I - θ Σ s, over what the neuron has seen by step t."""
+    """Return a unit's traces for the values before it."""
     neuron, current = snn.activation(unit.name), snn.run(unit, values)[0]
-    steps, theta = neuron.time_steps, neuron.threshold
-    spikes, current = neuron.spike_train(current).flatten(1), shifted(current, neuron.bias)
-    current = (current.expand(steps, *current.shape[1:]) if neuron.encodes else current).flatten(1)
-    seen = [min(step + neuron.delay, steps) for step in range(1, steps + 1)]
-    membrane = theta * neuron.start + current.cumsum(0)[[step - 1 for step in seen]] - theta * spikes.cumsum(0)
-    membrane = torch.cat((torch.full_like(membrane[:1], (theta * neuron.start).item()), membrane)) / theta
+    spikes, membrane = neuron.spike_train(current).flatten(1), neuron.membranes(current)
     active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # those that change the most show the most
     chosen = active.argsort(descending=True, stable=True)[:RASTER]
-    return Traces(unit.name, membrane[:, chosen[:TRACES]].float(), spikes[:, chosen].float())
+    if membrane is not None:
+        membrane = (membrane.flatten(1)[:, chosen[:TRACES]] / neuron.threshold).float()
+    return Traces(unit.name, membrane, spikes[:, chosen].float())

@@ -122,11 +122,12 @@ def neuron_section(snn: Network, image: Tensor) -> str:
     """Return membranes and spikes of some neurons on the first test image."""
     names = [name for name, _ in snn.units()]
     found = measure.traces(snn, image, [names[index] for index in spread(0, len(names) - 1, 3)])
+    told = [unit for unit in found if unit.membrane is not None]
+    membranes = [page.picture("Membranes of three signed neurons of a unit", run_pictures.membranes(told),
+                              "After each step, from half a threshold; ▲ a spike, ▼ one taken back.")] if told else []
     return page.section("Neurons on the first test image", page.pictures([
-        page.picture("Membranes of three signed neurons of a unit", run_pictures.membranes(found),
-                     "After each step, from half a threshold; ▲ a spike, ▼ one taken back."),
-        page.picture("Spikes of signed neurons", run_pictures.raster(found),
-                     "Those whose output changes most; the first three are the ones whose membranes are shown.")]))
+        *membranes, page.picture("Spikes of signed neurons", run_pictures.raster(found),
+                                 "Those whose output changes most; the membranes are those of the first three.")]))
 
 
 ENERGY = """Energy of the arithmetic for one image at 45 nm (Horowitz, ISSCC 2014): a multiply-accumulate (MAC) takes 4.6 pJ in FP32
