@@ -20,7 +20,7 @@ import models
 from benchmarks.gpu_chain import chain
 from benchmarks.timing import alternate, synchronize
 from models import INPUT
-from quant import calibrate_, quantize_, quantized_once, time_steps
+from quant import fit_, quantize_, quantized_once, time_steps
 from snn_layers import deploy, spikes, to_spiking
 from utils.checkpoints.checkpoint import load_network
 from utils.data.cifar import ImageSet, TensorLoader, load_images
@@ -141,7 +141,7 @@ def fresh_step(arch: str, bit: int, images: Tensor, compile: bool) -> Step:
     """Return the step of a new network, fitted to images where it is quantized, at the start of an epoch."""
     network = quantize_(models.build(arch), bit).to(DEVICE, memory_format=torch.channels_last)
     if bit < 32:
-        calibrate_(network, images)
+        fit_(network, images)
     step = Step(network, sgd(network, 0.01, 0.9, 1e-4), amp=GPU, compile=compile and GPU)
     step.begin()
     return step
@@ -177,7 +177,7 @@ def spiking_rows(arch: str, bit: int, images: ImageSet) -> Iterator[Row]:
     batch = (512 if arch == "resnet20" else 256) if GPU else 4
     x = TensorLoader(images, batch, augment=False, device=DEVICE).first(batch)
     plain = models.build(arch).eval().to(DEVICE, memory_format=torch.channels_last)
-    ann = calibrate_(quantize_(copy.deepcopy(plain), bit), x).eval()
+    ann = fit_(quantize_(copy.deepcopy(plain), bit), x).eval()
     snn = to_spiking(ann)
     base = None
     contenders: dict[str, Callable[[], nn.Module]] = {

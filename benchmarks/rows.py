@@ -8,7 +8,7 @@ from torch import Tensor
 
 import models
 from models import Network
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from utils.checkpoints.checkpoint import load_network
 
 from .timing import Times
@@ -54,5 +54,5 @@ def networks(arch: str, bit: int) -> tuple[Network, Network]:
     if arch == "resnet20":
         ann = load_network(f"result/published/resnet20_{bit}bit.pth.tar")
     else:
-        ann = calibrate_(quantize_(copy.deepcopy(plain), bit), noise(32))
+        ann = fit_(quantize_(copy.deepcopy(plain), bit), noise(32))
     return tuple(network.eval().to(memory_format=torch.channels_last) for network in (plain, ann))

@@ -126,7 +126,7 @@ class QuantReLU(nn.Module):
     Args:
         threshold: θ at the start.
         clip: where the float activation was clipped; bounds θ when it is fitted.
-        bias: [C], what calibration added where no layer had a bias for it.
+        bias: [C], added by calibration where no layer has a bias for it.
     """
 
     def __init__(self, bits: int, threshold: float, clip: float = inf, bias: nn.Parameter | None = None):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from models import BasicBlock, Facts, Network, Stack
 from models.unit import conv_unit
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -65,7 +65,7 @@ def find():
 def fitted() -> Network:
     torch.manual_seed(0)
     network = quantize_(models.build("resnet20"), 2)
-    return calibrate_(network, torch.randn(32, 3, 32, 32)).eval()
+    return fit_(network, torch.randn(32, 3, 32, 32)).eval()
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def small() -> Network:
     body = nn.Sequential(conv_unit(3, 8), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
     stack = Stack(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(16, 5))
     network = Network(stack, Facts("resnet20", "cifar10", 5))
-    return calibrate_(quantize_(network, 2), torch.randn(24, 3, 9, 7)).eval()
+    return fit_(quantize_(network, 2), torch.randn(24, 3, 9, 7)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import snn as snn_script
 import snn_ft
 from models import Facts, Network
 from models.resnet import residual_network
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from snn_layers import (
     FinetuneConfig,
     RateNetwork,
@@ -65,7 +65,7 @@ def small(bit: int) -> torch.nn.Module:
 @pytest.fixture
 def ann(gpu, images):
     network = small(2).to(GPU, memory_format=torch.channels_last)
-    return calibrate_(network, images.first(32)).eval()
+    return fit_(network, images.first(32)).eval()
 
 
 def on_device(network: torch.nn.Module) -> bool:
@@ -86,7 +86,7 @@ def waits(gpu) -> int:
 def test_an_epoch_waits_once_every_50_steps_and_once_for_its_data(gpu, images, bit):
     network = small(bit).to(GPU, memory_format=torch.channels_last)
     if bit < 32:
-        calibrate_(network, images.first(32))
+        fit_(network, images.first(32))
     step = Step(network, sgd(network, 0.01, 0.9, 1e-4))
     assert len(images) == 4
     waits(gpu)

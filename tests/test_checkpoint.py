@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from utils.checkpoints import checkpoint
 from utils.checkpoints.checkpoint import load_network, network_state, read_checkpoint, save_checkpoint
 from utils.data.cifar import TensorLoader, load_images
@@ -161,7 +161,7 @@ def test_apot_quantized_networks_serve_as_a_start_for_training(find):
     thresholds = [relu.threshold.item() for _, relu in network.units()]
     assert thresholds[-1] == 6  # theirs belong to the convs that read, and the last activation feeds no conv
     assert len(set(thresholds[:-1])) == 18
-    calibrate_(network, torch.randn(8, 3, 32, 32))
+    fit_(network, torch.randn(8, 3, 32, 32))
 
 
 def test_an_apot_file_for_a_plain_network_names_what_is_missing(find):

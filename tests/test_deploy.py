@@ -11,7 +11,7 @@ from torch import nn
 
 import models
 from models import INPUT, Unit
-from quant import APoTWeight, QuantConv2d, calibrate_, packaged, quantize_
+from quant import APoTWeight, QuantConv2d, fit_, packaged, quantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.deployment.fused import fire, neuron_constants
@@ -66,7 +66,7 @@ def test_every_spike_on_real_images(bit, find):
 @torch.no_grad()
 def test_linear_units_and_vanishing_and_negative_scales():
     torch.manual_seed(1)
-    network = calibrate_(quantize_(models.build("alex"), 3), NOISE).eval()
+    network = fit_(quantize_(models.build("alex"), 3), NOISE).eval()
     for unit in (module for module in network.modules() if isinstance(module, Unit)):
         unit.bn.weight[:6] = torch.tensor([0.0, -0.5, -1.0, -2.0, 0.0, 1.0])
         unit.bn.bias.add_(0.3)
@@ -132,14 +132,14 @@ def test_a_convolution_keeps_groups_dilation_and_padding(small, integer, geometr
         options = {"kernel_size": 3, "padding": 1, "bias": False} | geometry | {"groups": groups}
         part.conv = QuantConv2d.from_float(nn.Conv2d(old.in_channels, old.out_channels, **options), old.weight_quantizer)
     images = NOISE[..., :12, :13]
-    calibrate_(small, images)
+    fit_(small, images)
     for delay in (0, 1):
         assert differing_spikes(to_spiking(small, delay=delay), images, integer=integer) == 0
 
 
 @torch.no_grad()
 def test_float_hidden_weights_have_a_float_path_only():
-    network = calibrate_(quantize_(models.build("resnet20"), 2, weight_bit=32), NOISE).eval()
+    network = fit_(quantize_(models.build("resnet20"), 2, weight_bit=32), NOISE).eval()
     snn = to_spiking(network)
     torch.testing.assert_close(deploy(snn, compile=False)(NOISE), snn(NOISE), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="integer path needs hidden weights of 2 to 6 APoT bits"):

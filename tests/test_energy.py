@@ -8,7 +8,7 @@ from torch import nn
 
 from models import Network, Stack, Unit
 from models.unit import conv_unit, linear_unit
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from snn_layers import deploy, to_spiking
 from snn_layers.energy import FP32, INT8, Operations, ann_energy, fan_out, mean_over_batches, operations, snn_energy, total
 
@@ -20,7 +20,7 @@ def plain(height: int, width: int) -> Network:
     outputs = [(length + 2 - 5) // 3 + 1 for length in (height, width)]
     body = nn.Sequential(conv_unit(3, 8), conv_unit(8, 8, 5, 3, 1), nn.Flatten(), linear_unit(8 * math.prod(outputs), 16))
     network = Network(Stack(body, nn.Identity(), nn.Linear(16, 5)))
-    return calibrate_(quantize_(network, 2), IMAGES.repeat(8, 1, 1, 1)).eval()
+    return fit_(quantize_(network, 2), IMAGES.repeat(8, 1, 1, 1)).eval()
 
 
 def reached(layer: nn.Module, y: int, x: int, size: tuple[int, int]) -> int:

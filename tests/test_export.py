@@ -14,7 +14,7 @@ from torch import nn
 
 import main
 from models import Network
-from quant import calibrate_, common_step, quantize_
+from quant import common_step, fit_, quantize_
 from snn_layers import deploy, to_spiking
 from snn_layers.export import METADATA, network_file
 from snn_layers.export.network import exported
@@ -45,7 +45,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def fit(module: nn.Module, bit: int, size: tuple[int, ...]) -> Network:
-    return calibrate_(quantize_(Network(module), bit), torch.randn(24, *size)).eval()
+    return fit_(quantize_(Network(module), bit), torch.randn(24, *size)).eval()
 
 
 @pytest.mark.parametrize("bit", [2, 3, 4])

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from models import Network
-from quant import QuantReLU, calibrate_, dequantize_, quantize_, time_steps
+from quant import QuantReLU, dequantize_, fit_, quantize_, time_steps
 from snn_layers import FinetuneConfig, calibrate_rates_, deploy, finetune, latency, rate_logits, spikes, to_spiking
 from snn_layers.tuning.rate import firing_rates
 
@@ -93,7 +93,7 @@ def images(count: int, seed: int = 0) -> torch.Tensor:
 
 def quantized(network: nn.Module, bit: int, weight_bit: int | None = None) -> Network:
     """Return it quantized and fitted to noise, in float64, with parameters of its own."""
-    return copy.deepcopy(calibrate_(quantize_(network, bit, weight_bit), images(16))).eval().double()
+    return copy.deepcopy(fit_(quantize_(network, bit, weight_bit), images(16))).eval().double()
 
 
 @examples

@@ -9,7 +9,7 @@ from torch import nn
 
 import main
 from models import build
-from quant import calibrate_, fault, quantize_
+from quant import fault, fit_, quantize_
 from snn_layers import FinetuneConfig, deploy, finetune, to_spiking
 from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint
 from utils.errors import UserError
@@ -65,7 +65,7 @@ def test_a_channel_without_weights_trains_and_is_no_fault():
     torch.manual_seed(0)
     network = build("resnet18")
     network.body[1].part1.conv.weight.data[5] = 0
-    network = quantize_(calibrate_(network, IMAGES), 2)  # its hidden weights are float
+    network = quantize_(fit_(network, IMAGES), 2)  # its hidden weights are float
     assert network.body[1].part1.bn.running_var[5] == 0
     assert fault(network) is None
     images = to_spiking(network)(IMAGES)

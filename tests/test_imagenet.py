@@ -12,7 +12,7 @@ from helpers import picture, resident
 from PIL import Image
 
 import models
-from quant import calibrate_
+from quant import fit_
 from utils.checkpoints.checkpoint import load_network
 from utils.checkpoints.importer import load_published, units_of
 from utils.data.image_files import MEAN, STD, list_images, read_splits
@@ -232,7 +232,7 @@ def test_a_start_for_training_is_fitted_before_it_counts(tmp_path):
     network = load_network(tmp_path / "alexnet.pth", "alexnet", dataset="imagenet")
     assert network.trainable_start
     images = torch.randn(8, 3, 224, 224)
-    calibrate_(network, images)
+    fit_(network, images)
     assert network.eval()(images).std() > 0.01
     assert network.bit == 32
     assert network.num_classes == models.CLASSES["imagenet"]

@@ -9,7 +9,7 @@ from leaky import leaky
 
 import snn
 import snn_ft
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from snn_layers import NEURONS, Neuron, calibrate_rates_, deploy, integrate_and_fire, spikes, to_spiking
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
@@ -104,7 +104,7 @@ def test_a_leaky_network_is_calibrated(small):
 def digits(tmp_path):
     torch.manual_seed(0)
     from models import build
-    network = calibrate_(quantize_(build("resnet20", "digits"), 2), torch.randn(8, 3, 32, 32))
+    network = fit_(quantize_(build("resnet20", "digits"), 2), torch.randn(8, 3, 32, 32))
     save_checkpoint(tmp_path / "start.pth.tar", network_state(network))
     return ["-a", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(tmp_path / "start.pth.tar"), "-t", "-b", "4",
             "--result", str(tmp_path), "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:leaky"]

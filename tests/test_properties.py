@@ -14,7 +14,7 @@ import models
 from models import Facts, Network, Recipe
 from models.plain import plain_network
 from models.resnet import residual_network
-from quant import calibrate_, dequantize_, quantize_, time_steps
+from quant import dequantize_, fit_, quantize_, time_steps
 from snn_layers import IFNeuron, deploy, to_spiking
 from utils.checkpoints.checkpoint import load_network, network_state, save_checkpoint
 
@@ -45,7 +45,7 @@ def float_networks(draw) -> Network:
 def quantized_networks(draw) -> Network:
     """Draw a quantized network, fitted to noise, in float64, in eval mode."""
     network = quantize_(draw(float_networks()), draw(st.integers(2, 4)), draw(st.sampled_from([None, 2, 3, 4, 5, 32])))
-    return calibrate_(network, images(16)).eval().double()
+    return fit_(network, images(16)).eval().double()
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import models
-from quant import APoTWeight, EightBitWeight, QuantReLU, calibrate_, dequantize_, quantize_, quantized_once, requantize_
-from quant.calibrate import best_clip, best_threshold
+from quant import APoTWeight, EightBitWeight, QuantReLU, dequantize_, fit_, quantize_, quantized_once, requantize_
+from quant.fit import best_clip, best_threshold
 from snn_layers import to_spiking
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -112,7 +112,7 @@ def test_quantizers_sit_where_they_belong():
 
 def test_a_quantized_network_trains_every_parameter():
     network = quantize_(models.build("resnet20"), 3).train()
-    calibrate_(network, IMAGES)
+    fit_(network, IMAGES)
     network(IMAGES).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
@@ -127,7 +127,7 @@ def test_calibration_gives_each_bn_the_statistics_of_its_input():
         unit.bn.register_forward_hook(lambda _, __, output, name=name: normalised.update({name: output}))
     network(IMAGES)
     stale = max(abs(output.std().item() - 1) for output in normalised.values())
-    calibrate_(network, IMAGES)
+    fit_(network, IMAGES)
     network(IMAGES)
     fitted = max(abs(output.std().item() - 1) for output in normalised.values())
     assert stale > 0.5
@@ -136,7 +136,7 @@ def test_calibration_gives_each_bn_the_statistics_of_its_input():
 
 def test_calibration_restores_mode_and_momentum():
     network = quantize_(models.build("resnet20"), 4).train()
-    calibrate_(network, IMAGES)
+    fit_(network, IMAGES)
     assert network.training
     assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import models
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from snn_layers import RateNetwork, deploy, own_parameters_, rate_logits, to_spiking
 from snn_layers.tuning.rate import firing_rates
 
@@ -75,7 +75,7 @@ def test_counts_of_many_steps_do_not_overflow_a_byte():
     """255 spikes a neuron, each stored as 2."""
     torch.manual_seed(0)
     network = quantize_(models.build("resnet20"), 8, weight_bit=3)
-    snn = to_spiking(calibrate_(network, torch.randn(8, 3, 32, 32)))
+    snn = to_spiking(fit_(network, torch.randn(8, 3, 32, 32)))
     # Counts in float32, which do not overflow; over 255 steps a float64 run may part from both at a tie.
     expected, rates = (deploy(snn, integer=integer, compile=False).firing_rates(IMAGES[:1].float()) for integer in (False, True))
     for name, rate in rates.items():

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import BasicBlock, Facts, Network, Stack
 from models.unit import conv_unit
-from quant import QuantReLU, calibrate_, quantize_
+from quant import QuantReLU, fit_, quantize_
 from snn_layers import (
     IFNeuron,
     StepNorm,
@@ -204,7 +204,7 @@ class Three(nn.Module):
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_a_unit_of_many_terms_with_constants_of_each_step_is_exact(neuron):
     torch.manual_seed(3)
-    network = calibrate_(quantize_(Network(Three()), 2), IMAGES).eval()
+    network = fit_(quantize_(Network(Three()), 2), IMAGES).eval()
     snn = stepped(network, neuron)
     with torch.no_grad():
         found, expected = deploy(snn, compile=False)(IMAGES), copy.deepcopy(snn).double()(IMAGES.double())
@@ -293,7 +293,7 @@ def digits() -> Network:
     stack = Stack(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(32, 10))
     network = Network(stack, Facts("resnet20", "digits", 10))
     train = batches(train=True)
-    network = calibrate_(quantize_(network, 2), train.first(512))
+    network = fit_(quantize_(network, 2), train.first(512))
     train_epochs(network, train, 4, 0.03)
     return network.eval()
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from models import Facts, Network
 from models.resnet import residual_network
-from quant import calibrate_, quantize_
+from quant import fit_, quantize_
 from snn_layers import FinetuneConfig, RateNetwork, finetune, to_spiking
 from utils import script
 from utils.data.image_files import list_images
@@ -40,7 +40,7 @@ def small_network(frozen: bool = False, bit: int = 32) -> Network:
     # below 8 channels, AVX-512 below 16.
     network = Network(residual_network(16, (16, 32), (1, 1), 41), Facts("resnet20", "cifar10", 41))
     if bit < 32:
-        network = calibrate_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
+        network = fit_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
     for module in network.modules():
         for name, child in list(module.named_children()):
             if frozen and isinstance(child, nn.BatchNorm2d):

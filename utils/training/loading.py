@@ -7,7 +7,7 @@ from typing import Any
 
 import models
 from models import Network
-from quant import FLOAT_BITS, calibrate_, quantize_
+from quant import FLOAT_BITS, fit_, quantize_
 from snn_layers import Deployed, Neuron, calibrate_rates_, deploy, to_spiking
 
 from ..checkpoints.checkpoint import (
@@ -100,7 +100,7 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
     contents = read_checkpoint(run.init)
     network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
     network = data.placed(quantize_(data.check(network, run.init), run.bit, weight_bit))
-    calibrate_(network, data.batches(train=True).first(count))
+    fit_(network, data.batches(train=True).first(count))
     agree_(network)
     if Place.of_environment(run.local_rank).first:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 
 import models
 from models import Network
-from quant import calibrate_, quantize_, requantize_
+from quant import fit_, quantize_, requantize_
 
 from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_network
 from ..checkpoints.foreign import download
@@ -83,7 +83,7 @@ def fit(network: Network, settings: Settings, data: Data, train_batches: Loader)
     check = data.batches(train=True, limit=CHECK_IMAGES)
     before = evaluate(network, check, amp, limit, "before fitting").top1
     images = train_batches.first(min(data.fit_images, (limit or data.fit_images) * settings.data.batch_size))
-    calibrate_(network, images)
+    fit_(network, images)
     processes.agree_(network)
     network.facts = replace(network.facts, trainable_start=False)
     after = evaluate(network, check, amp, limit, "after fitting")

@@ -53,7 +53,7 @@ def best_clip(weight: Tensor, quantizer: APoTWeight) -> float:
 
 
 @torch.no_grad()
-def calibrate_(network: Network, images: Tensor) -> Network:
+def fit_(network: Network, images: Tensor) -> Network:
     """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
