@@ -46,7 +46,7 @@ def vgg11(num_classes: int) -> Stack:
 
 
 def vgg16(num_classes: int) -> nn.Sequential:
-    """VGG-16 with batch normalisation and max-pooling for 32x32 images, and one linear layer behind them.
+    """VGG-16 with batch normalisation and max-pooling for 32x32 images, and one linear layer after them.
 
     Source: Simonyan and Zisserman, ICLR 2015, configuration D, as the literature on conversion has it for CIFAR.
     """

@@ -51,18 +51,18 @@ def file_of(arch: str) -> tuple[Path, str] | None:
 
 
 def label(arch: str) -> str:
-    """Return an architecture as a part of a file's name."""
+    """Return an architecture's name as part of a file name."""
     found = file_of(arch)
     return arch.replace(":", "-") if found is None else f"{found[0].stem}-{found[1]}"
 
 
 def same(arch: str, other: str) -> bool:
-    """Return whether two names are those of one architecture; a user's file may have been moved."""
+    """Return whether two names mean one architecture; a user's file may have moved."""
     return label(arch) == label(other) and (file_of(arch) is None) == (file_of(other) is None)
 
 
 def recipe(arch: str, dataset: str) -> Recipe:
-    """Return the published quantization recipe of an architecture; of one that is not ours the usual one.
+    """Return the published quantization recipe of an architecture; another architecture gets the usual one.
 
     Raises:
         ValueError: unknown name, or a file that is not there; nothing is imported.
@@ -116,7 +116,7 @@ def _from_file(file: Path, function: str, num_classes: int) -> nn.Module:
 
 
 def function_of(file: Path, function: str) -> Callable[..., Any]:
-    """Return a function of a user's file, which is run; the command line alone names such files.
+    """Run a user's file and return a function of it; only the command line names such files.
 
     Raises:
         ValueError: the file fails, or has no such function.
@@ -142,7 +142,7 @@ def importing(file: Path) -> Iterator[None]:
 
 @contextmanager
 def failing(what: str) -> Iterator[None]:
-    """Make a ValueError, of one line, of whatever a user's code raises."""
+    """Turn whatever a user's code raises into a ValueError of one line."""
     try:
         yield
     except ValueError:

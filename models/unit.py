@@ -8,7 +8,7 @@ class Unit(nn.Module):
 
     Args:
         conv: Conv2d, or Linear for a hidden layer of the classifier.
-        bn: BatchNorm2d or BatchNorm1d over the channels that `conv` puts out.
+        bn: BatchNorm2d or BatchNorm1d over the output channels of `conv`.
         shortcut: conv + BN for a residual of another shape; None passes the residual through.
     """
 

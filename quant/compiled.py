@@ -15,12 +15,12 @@ OPTIONS = MappingProxyType({"eager_numerics.division_rounding": True})
 class Compiled:
     """A function, compiled on first use; the compiler keeps its results on disk for the next process.
 
-    Where it fails, as without a C++ compiler or beyond the limit, a warning says so and the function runs as it is.
+    If compiling fails, for example without a C++ compiler or beyond the limit, a warning says so and the function runs as it is.
 
     Args:
-        limit: of versions, one for each set of arguments other than tensors; a sweep over all delays at 4 bits takes about 100.
+        limit: number of versions, one for each set of arguments other than tensors; a sweep of delays at 4 bits needs about 100.
         dynamic: one version serves all shapes; False: each shape gets its own.
-        whole: a function that cannot be one graph runs as it is; False: in several graphs.
+        whole: a function that is not one graph runs as it is; False: it is compiled as several graphs.
     """
 
     def __init__(self, function: Callable[..., Any], limit: int = 256, dynamic: bool = True, whole: bool = True):
@@ -34,7 +34,7 @@ class Compiled:
                 return self.fused(*args)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the compiler's have no common class
+        except Exception as error:  # the compiler's errors have no common class
             result = self.function(*args)  # a mistake in the arguments raises here
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{self.function.__name__} is not compiled and runs several times slower: {reason}", stacklevel=2)

@@ -47,17 +47,17 @@ def config_for(network: Network, bit: int, weight_bit: int | None = None) -> Qua
 def quantize_(network: nn.Module, bit: int, weight_bit: int | None = None, filter: Filter | None = None) -> Network:
     """Return a float network with its layers swapped for `bit`-bit ones.
 
-    Parameters are shared with the given one, which stays usable and sees what is learned; names are kept. Weights of the
-    spiking region get `bit` bits, those before the first and behind the last activation 8, unless a recipe says otherwise.
-    Where the recipe says so, the bias of a convolution in front of a batch normalisation moves into the running mean:
+    Names are kept. The given network stays usable: both share their parameters, so that it sees what the other learns. Weights
+    of the spiking region get `bit` bits, those before the first and after the last activation 8, unless a recipe says otherwise.
+    Where the recipe says so, the bias of a convolution before a batch normalisation moves into the running mean:
     BN(Wx + b; μ) = BN(Wx; μ - b). New parameters are the clips `weight_quantizer.alpha` of a layer and the `threshold` of an
     activation.
 
     Args:
         network: any module that `Network` takes.
         bit: 2 to 8; 32 leaves the network as it is.
-        weight_bit: bits of the hidden weights where the recipe is to be overridden; below 32 the ends get 8 bits, 32 keeps
-            all weights float.
+        weight_bit: bits of the hidden weights instead of the recipe's; below 32 the ends get 8 bits, 32 keeps all weights
+            float.
         filter: called with each layer that has weights and its name; False keeps that layer float.
 
     Raises:
@@ -110,10 +110,10 @@ def dequantize_(network: Network) -> Network:
 
 @torch.no_grad()
 def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Network:
-    """Return a float or quantized network at another bit-width; parameters are shared, clips and thresholds that go on are kept.
+    """Return a float or quantized network at another bit-width; parameters are shared, clips and thresholds keep their values.
 
     Raises:
-        ValueError: bits out of range, a spiking network, or a quantized one that is to become float.
+        ValueError: bits out of range, a spiking network, or a quantized one and 32 bits.
     """
     if bit == FLOAT_BITS and network.bit != FLOAT_BITS:
         raise ValueError(f"the network is {network.bit}-bit: a float network starts from a float one")

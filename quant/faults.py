@@ -1,4 +1,4 @@
-"""What makes a network compute nonsense without an error: numbers that no quantizer, neuron or BN can work with."""
+"""Values with which a network computes nonsense without an error, since no quantizer, neuron or BN can work with them."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from models import Network
 from .layers import APoTWeight, EightBitWeight
 from .levels import CLIP, THRESHOLD
 
-SILENT = 1e-6  # mean, beside the bias, up to which a BN channel of variance 0 has only ever seen zeros
+SILENT = 1e-6  # a BN channel of variance 0 has seen only zeros if its mean less the bias is at most this
 
 
 @torch.no_grad()
 def fault(network: nn.Module, statistics: bool = True) -> str | None:
     """Return the first fault of a network's values, with the layer's name; None for a sound one.
 
-    Without `statistics` BN's are left out: a forward pass in training, of whatever cause, spoils them.
+    Without `statistics`, BN statistics are left out: a forward pass in training spoils them, whatever the cause.
 
     Faults are NaN and infinity, thresholds θ and clips α that are not positive, weights to quantize without variance (APoT)
     or without a positive value (8 bits), BN variances below 0, and of 0 where the channel's input was not always 0.

@@ -29,7 +29,7 @@ def best_threshold(x: Tensor, steps: int, clip: float = inf) -> float:
     """Return the θ that minimises Σ (min(max(x, 0), clip) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
 
     Args:
-        x: pre-activations of any shape; 2^17 of them, drawn with a fixed seed, are looked at if there are more.
+        x: pre-activations of any shape; of more than 2^17 only so many are used, drawn with a fixed seed.
         steps: T = 2^b - 1.
         clip: where the float activation is clipped; bounds θ.
     """
@@ -57,11 +57,11 @@ def fit_(network: Network, images: Tensor) -> Network:
     """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
-    value of least squared error, each BN behind a quantized weight the statistics of this batch, each threshold the value of
-    least squared error for what then reaches it; later layers see the earlier ones already fitted.
+    value of least squared error, each BN after a quantized weight the statistics of this batch, each threshold the value of
+    least squared error for its inputs. Later layers see the earlier ones already fitted.
 
     Args:
-        network: a quantized network (of a float one all BN statistics are re-estimated).
+        network: a quantized network; in a float one all BN statistics are re-estimated.
         images: [N, 3, H, W], training images; about a thousand are enough.
     """
     was_training = network.training
@@ -85,7 +85,7 @@ def fit_(network: Network, images: Tensor) -> Network:
 
 
 def fitted_norms(network: Network) -> list[nn.Module]:
-    """Return the batch normalisations that read, through affine calls, a quantized weight: of a float network all."""
+    """Return the batch normalisations that read the output of a quantized weight, through affine calls; in a float network all."""
     found, touched = {}, set()
     for node in (node for part in network.graph.parts for node in part.nodes):
         layer = network.layer(node.target) if node.op == "call_module" else None

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-PART = 2**18  # values whose indices a cache holds
+PART = 2**18  # so many indices fit into a cache
 
 
 def nearest_level(magnitude: Tensor, levels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def activation_gradients(grad: Tensor, x: Tensor, threshold: Tensor, steps: int)
 
 def _inside(grad: Tensor, u: Tensor) -> Tensor:
     # The backward kernels of hardtanh (0 < u < limit) and threshold (u > 1) mask in one vectorised pass; boolean masks
-    # took five times as long on a CPU. The limit is the float behind 1, since x = θ still has a gradient.
+    # took five times as long on a CPU. The limit is the next float after 1, since x = θ still has a gradient.
     return torch.ops.aten.hardtanh_backward(grad, u, 0.0, 1.0 + torch.finfo(u.dtype).eps)
 
 
@@ -130,7 +130,7 @@ def quantize_eight_bit(weight: Tensor) -> Tensor:
     """Return round(W / step) · step, step = max(W) / 127 (signed maximum, a constant); gradient straight through.
 
     No value is clamped: a minimum below -max(W) keeps its own integer. Where max(W) <= 0 there is no step and all values are
-    NaN: a look at the number here would let a GPU wait in every pass. `fault` and `check_values` name such a layer.
+    NaN: a check here would make a GPU wait in every pass. `fault` and `check_values` name such a layer.
     """
     weight_range = weight.detach().max()
     step = torch.where(weight_range > 0, weight_range, torch.nan) / 127

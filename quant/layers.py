@@ -43,7 +43,7 @@ class EightBitWeight(nn.Module):
 
 
 class Quantized:
-    """A layer whose weight passes a quantizer in every forward pass, or once: see `quantized_once`."""
+    """A layer whose weight is quantized in every forward pass, or once: see `quantized_once`."""
 
     frozen: Tensor | None = None
 

@@ -8,7 +8,7 @@ from math import lcm
 from torch import Tensor
 
 MIN_BITS, MAX_BITS, FLOAT_BITS = 2, 8, 32
-FINEST = 2**12  # steps in the largest of numbers that are called small integers
+FINEST = 2**12  # the largest "small integer"
 THRESHOLD, CLIP = ".threshold", ".alpha"  # ends of the names of the learned scalars: θ of activations, α of weights
 
 
@@ -46,8 +46,8 @@ def apot_terms(bits: int) -> list[list[Fraction]]:
 def apot_grid(bits: int) -> tuple[tuple[int, ...], int]:
     """Return (numerators, denominator) of the APoT levels in [0, 1], ascending, the largest being 1.
 
-    Every level is an integer over a small common denominator (bits = 2, 3, 4, 5: 1, 4, 10, 48), which is what integer
-    arithmetic on quantized weights rests on. bits = 2 is ternary: {0, 1}.
+    Every level is an integer over a small common denominator (bits = 2, 3, 4, 5: 1, 4, 10, 48), on which integer
+    arithmetic on quantized weights rests. bits = 2 is ternary: {0, 1}.
     """
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"weight bits are {bits}: APoT levels exist for {MIN_BITS} to {MAX_BITS}")
@@ -58,14 +58,14 @@ def apot_grid(bits: int) -> tuple[tuple[int, ...], int]:
 
 
 def common_step(values: Tensor, tolerance: float = 1e-9) -> float | None:
-    """Return the largest step of which all values are multiples, None where they are no small integers times a step.
+    """Return the largest step of which all values are multiples; None if they are not small integers times a step.
 
-    Euclid's algorithm on the distinct magnitudes; what it takes for 0 is a hundred times as large as the tolerance, since it
+    Euclid's algorithm on the distinct magnitudes. A rest below a hundred times the tolerance counts as 0, since the algorithm
     multiplies rounding errors.
 
     Args:
         values: of any shape, float64.
-        tolerance: of the largest magnitude, within which each value is a multiple.
+        tolerance: how far a value may be from a multiple, as a part of the largest magnitude.
     """
     magnitudes = values.abs().flatten().unique()
     largest = magnitudes[-1].item()

@@ -1,11 +1,11 @@
 """Functions compiled ahead of time, into packages on the disk that the next process loads in a fraction of a second.
 
-torch.compile keeps its results too, but traces and guards each version of a function anew in each process, which for 15 time
-steps takes several times as long as the network's whole work on a few hundred images. A package needs neither.
+torch.compile keeps its results too, but it traces and guards each version of a function anew in each process. For 15 time steps
+that takes several times as long as the network takes for a few hundred images. A package needs neither.
 
-A package is code. It is named for all that made it (the function's file, what is no tensor, types, torch, compiler,
-processor, threads), written whole or not at all, and loaded only where the file and its directory belong to this user and
-nobody else may write there.
+A package is code. Its name depends on all that went into it (the function's file, the arguments other than tensors, types, torch,
+compiler, processor, threads). It is written whole or not at all, and loaded only if the file and its directory belong to this
+user and nobody else may write there.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 class Packaged:
     """A function of tensors and plain values, without a gradient; on a CPU its versions come from packages.
 
-    Each set of plain values, of types and of first dimensions has a version, in which other dimensions may be of any size,
-    or are 1. What does not fit, and what cannot be packaged, is left to `compiled`.
+    Each set of plain values, types and first dimensions has a version of its own; in it, another dimension is either 1 or of
+    any size. Arguments that do not fit, and versions that cannot be packaged, are left to `compiled`.
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -54,7 +54,7 @@ class Packaged:
 
 
 class Body(nn.Module):
-    """A function as a module of its tensors alone: what is exported."""
+    """A function as a module of its tensors alone, to be exported."""
 
     def __init__(self, function: Callable[..., Tensor], args: tuple):
         super().__init__()
@@ -82,13 +82,13 @@ def fits(tensor: Tensor) -> bool:
 
 
 def specification(args: tuple) -> str:
-    """Return what makes a version: types of the tensors, their first dimension, which others are 1, and all other values."""
+    """Return what tells versions apart: types and first dimensions of tensors, which other dimensions are 1, all other values."""
     return str([(str(value.dtype), value.shape[0], [size == 1 for size in value.shape[1:]]) if isinstance(value, Tensor) else value
                 for value in args])
 
 
 def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[..., Tensor] | None:
-    """Return a version of a function, loaded or else built; None where neither can be done."""
+    """Return a version of a function, loaded or else built; None if neither works."""
     try:
         path = package_path(function, key)
         if path is None:
@@ -98,12 +98,12 @@ def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[
                 return torch._inductor.aoti_load_package(str(path))
         build(function, args, path)
         return torch._inductor.aoti_load_package(str(path))
-    except Exception:  # the compiler's have no common class, and `compiled` says what is wrong
+    except Exception:  # the compiler's errors have no common class; `compiled` says what is wrong
         return None
 
 
 def package_path(function: Callable[..., Tensor], key: str) -> Path | None:
-    """Return where a version is or will be; None where the user has no directory of his own for it."""
+    """Return the path of a version, built or not; None if the user has no private directory for it."""
     file = Path(inspect.getsourcefile(function))
     made_of = [function.__qualname__, hashlib.sha256(file.read_bytes()).hexdigest(), key, torch.__version__, dict(OPTIONS),
                torch.get_num_threads(), *tools()]
@@ -114,7 +114,7 @@ def package_path(function: Callable[..., Tensor], key: str) -> Path | None:
 
 
 def private(path: Path) -> bool:
-    """Return whether something is there, belongs to this user and cannot be written by others."""
+    """Return whether a path exists, belongs to this user and cannot be written by others."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def private(path: Path) -> bool:
 
 @lru_cache
 def tools() -> tuple[str, str]:
-    """Return the compiler's version, empty without one, and the processor's abilities."""
+    """Return the compiler's version (empty without a compiler) and the processor's abilities."""
     try:
         command = [os.environ.get("CXX", "g++"), "--version"]
         compiler = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Spiking networks: the neuron, conversion, calibration, fine-tuning, fast inference, analysis."""
+"""Spiking networks: the neuron, conversion, calibration, tuning, fast inference, analysis."""
 
 from .analysis import LayerMonitor, LayerStatistics, layer_table, spikes
 from .calibrate import calibrate_rates_

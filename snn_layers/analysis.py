@@ -1,4 +1,4 @@
-"""What a spiking network does, layer by layer, beside its quantized ANN."""
+"""Firing rates and errors of a spiking network, layer by layer, beside its quantized ANN."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class LayerStatistics:
 
 
 class LayerMonitor:
-    """Collects the statistics of every unit while an ANN and its SNN, deployed or not, run on the same images, the ANN first."""
+    """Collects the statistics of every unit while an ANN and then its SNN, deployed or not, run on the same images."""
 
     def __init__(self, ann: Network, snn: Network | Deployed):
         self.time_steps = snn.time_steps
         self.activations: dict[str, Tensor] = {}
         self.thresholds = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
-        self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network puts out s + zero, another one s·θ
+        self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network outputs s + zero, another one s·θ
         self.sums = {name: theta.new_zeros(4) for name, theta in self.thresholds.items()}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
@@ -72,7 +72,7 @@ class LayerMonitor:
         self.sums[name][3] += values.numel()
 
     def statistics(self) -> list[LayerStatistics]:
-        """Return the statistics of the layers in forward order, over all that ran so far, in all processes."""
+        """Return the statistics of the layers in forward order, over all images so far, of all processes."""
         rows = []
         for name, ours in self.sums.items():
             sums = ours.clone()
@@ -96,7 +96,7 @@ def layer_table(statistics: list[LayerStatistics]) -> str:
 def spikes(snn: Network, images: Tensor) -> dict[str, Tensor]:
     """Return {unit: spike train [T, B, ...] of -1, 0 and 1}, in forward order, for images [B, 3, H, W].
 
-    In float32 a membrane that comes within rounding of its threshold may fire a step early or late; `snn.double()` with images in
+    In float32, rounding may make a membrane close to its threshold fire a step early or late. `snn.double()` with images in
     float64 gives the spikes of a deployed network.
     """
     found: dict[str, Tensor] = {}

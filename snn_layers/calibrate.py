@@ -15,17 +15,17 @@ from .deployment.deploy import deploy
 from .deployment.normal_form import SAME
 from .states import advance, spikes_as_bytes, unpacked
 
-CHUNK = 64  # images at a time: T·64 images of the widest layer stay small in memory
+CHUNK = 64  # images at a time, so that T·64 images of the widest layer stay small in memory
 
 
 @torch.no_grad()
 def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3) -> Network:
     """Shift the biases of a spiking network, in place, towards its ANN's mean activations; no labels, no gradients.
 
-    Per hidden unit in forward order, `rounds` times:  β_c += mean over images and positions of (a_c - θ·rate_c), a the
-    ANN's activation. A shift of the current by δ moves the rate by δ where a neuron neither rests nor saturates, by less
-    elsewhere, hence more than one round. Later units see the earlier ones already shifted. β is the bias of the batch
-    normalisation or layer in front of the neuron that only this unit reads; where there is none, the neuron gets one.
+    For each hidden unit in forward order, `rounds` times:  β_c += mean over images and positions of (a_c - θ·rate_c), where a is
+    the ANN's activation. A shift of the current by δ moves the rate by δ where a neuron neither rests nor saturates, and by less
+    elsewhere: hence more than one round. Later units see the earlier ones already shifted. β is the bias of a batch
+    normalisation or layer before the neuron that only this unit reads; without one, the neuron gets a bias of its own.
 
     Args:
         snn: the network; it gets parameters of its own, the ANN stays as it is.
@@ -56,7 +56,7 @@ def calibrate_rates_(snn: Network, ann: Network, images: Tensor, rounds: int = 3
 
 
 def shift_(snn: Network, unit: Part, shift: Tensor, dimensions: int) -> None:
-    """Add `shift` [C] to the bias of a unit's current [B, C, ...], which has so many dimensions, in place."""
+    """Add `shift` [C], in place, to the bias of a unit's current [B, C, ...], which has so many dimensions."""
     neuron, path = snn.activation(unit.name), bias_of(snn, unit, unit.result)
     layer = neuron if path is None or (isinstance(snn.layer(path), nn.Linear) and dimensions != 2) else snn.layer(path)
     if layer.bias is None:
@@ -65,7 +65,7 @@ def shift_(snn: Network, unit: Part, shift: Tensor, dimensions: int) -> None:
 
 
 def bias_of(snn: Network, unit: Part, node: fx.Node) -> str | None:
-    """Return the path of the layer whose bias adds to a node, channel by channel, and to nothing else; None if there is none."""
+    """Return the path of the layer whose bias is added to a node, channel by channel, and to nothing else; None without one."""
     if node not in unit.nodes or len(node.users) > 1:
         return None
     layer = snn.layer(node.target) if node.op == "call_module" else None

@@ -14,19 +14,19 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
                start: float = HALF) -> Network:
     """Return the spiking network of a quantized one; the parameters are shared, the input is kept.
 
-    It maps images [B, 3, H, W] to logits [B, classes], the mean over T. A neuron whose current is static integrates a constant,
-    so it rounds exactly and never waits; with a `delay` every other neuron does.
+    It maps images [B, 3, H, W] to logits [B, classes], the mean over T. A neuron whose current is static integrates a constant:
+    it rounds exactly and never waits. With a `delay` every other neuron waits.
 
     Args:
         neuron: "signed", "unsigned", or another equation.
         start: membrane of every neuron before the first step, in θ: 1/2, or 0 as an ablation.
         steps: T, or T' < T to read out early: the first T' steps of the same network; None: T = 2^bit - 1, or the steps that
-            the network was tuned through. With a delay the first T'
-            outputs take more than T' steps of input: run all T and see `Deployed.readouts`.
+            the network was tuned through. With a delay the first T' outputs take more than T' steps of input: run all T and see
+            `Deployed.readouts`.
 
     Raises:
         ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..T or with fewer steps,
-            another start, thresholds, variances or weights that cannot be right (names the layer).
+            another start, impossible thresholds, variances or weights (names the layer).
     """
     if network.neuron is not None:
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
@@ -43,8 +43,8 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
     if not 0 <= delay <= full:
         raise ValueError(f"delay is {delay}: choose 0 to T = {full}")
     if delay and steps < full:
-        raise ValueError(f"delay is {delay} and steps {steps}: the first outputs of neurons that wait take later inputs; run all "
-                         f"{full} steps, of which the accuracy after fewer is told too")
+        raise ValueError(f"delay is {delay} and steps {steps}: neurons that wait need later inputs for their first outputs; run "
+                         f"all {full} steps, which shows the accuracy after fewer too")
     if start not in (0, HALF):
         raise ValueError(f"start is {start}: choose 0 or {HALF} thresholds")
     check_values(network)
@@ -59,7 +59,7 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
 
 
 def own_parameters_(network: Network) -> None:
-    """Give a network parameters and buffers of its own, in place: tuning it leaves the ANN that it shared them with as it was."""
+    """Give a network parameters and buffers of its own, in place, so that tuning it does not change its ANN."""
     own = {parameter: nn.Parameter(parameter.detach().clone()) for parameter in network.parameters()}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""Operations of a network and its spiking one, and the energy that they take."""
+"""Operations and energy of a quantized network and its spiking one."""
 
 from dataclasses import dataclass, fields
 
@@ -33,12 +33,12 @@ class Operations:
     """Operations of one layer for one image.
 
     Attributes:
-        macs: of the ANN, each activation times each weight that it meets; a tap on the padding is none.
+        macs: of the ANN, each activation times each weight that it meets; padding does not count.
         adds: of the ANN, residuals that are added without a weight.
         nonzero: the MACs that are left where the ANN skips activations that are zero.
         acs: of the SNN over all steps: for each spike of either sign, the outputs that it reaches.
-        analog: MACs of the SNN where a layer reads no spikes: of one that sees an image, once; of one behind another
-            without a neuron between, in each step.
+        analog: MACs of the SNN in layers that read no spikes: once for a layer that sees an image; in each step for a layer after
+            another without a neuron between.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Operations:
 def fan_out(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
     """Return how many outputs an input at each position reaches: [H, W] for a convolution of [C, H, W], [] for a linear layer.
 
-    With stride and padding the number differs from position to position; weights that are zero count.
+    With stride and padding the number differs from position to position. Zero weights count.
     """
     if isinstance(layer, nn.Linear):
         return torch.tensor(float(layer.out_features))
@@ -90,7 +90,7 @@ def operations(ann: Network, deployed: Deployed, images: Tensor) -> list[Operati
 
 
 def _dense(ann: Network, part: Part, values: Values) -> tuple[dict[str, float], float]:
-    """Return the MACs of each layer of a part for one image, and those that activations other than 0 need for all."""
+    """Return the MACs of each layer of a part for one image, and those of nonzero activations for all images."""
     macs: dict[str, float] = {}
     nonzero, hooks = [], []
 
@@ -109,7 +109,7 @@ def _dense(ann: Network, part: Part, values: Values) -> tuple[dict[str, float], 
 
 
 def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float, float, list[str]]:
-    """Return what spikes drive in a part: operations with a weight, additions without one; and the layers that read no spikes.
+    """Return the operations that spikes drive in a part, with a weight and without one, and the layers that read no spikes.
 
     Args:
         counts: spikes of each unit that the part reads, summed over time and images.
@@ -130,7 +130,7 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
 
 
 def _moved(node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Tensor:
-    """Return the counts behind a call without weights: through an average, which is linear, each spike goes on."""
+    """Return the counts after a call without weights; an average is linear, so that each spike passes through it."""
     x = known[node.all_input_nodes[0]]
     if isinstance(layer, (*NORMS, *SAME, FollowsMode, nn.AdaptiveAvgPool2d)) or call_name(node) in ("mean", "adaptive_avg_pool2d"):
         return x
@@ -148,7 +148,7 @@ def total(rows: list[Operations]) -> Operations:
 
 
 def mean_over_batches(batches: list[tuple[int, list[Operations]]]) -> list[Operations]:
-    """Return the mean operations of an image, layer by layer, from those of batches with their number of images."""
+    """Return the mean operations of an image, layer by layer, from pairs (number of images, mean of the batch)."""
     images = sum(number for number, _ in batches)
     layers = zip(*(rows for _, rows in batches), strict=True)
     return [weighted_sum(layer[0].name, [(number / images, row) for (number, _), row in zip(batches, layer, strict=True)])

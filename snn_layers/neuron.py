@@ -1,4 +1,4 @@
-"""Neurons: each an equation with a name, and the module that takes the place of a quantized ReLU."""
+"""Neurons: an equation with a name, and the module that replaces a quantized ReLU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from .functional import HALF, integrate_and_fire
 
 @dataclass(frozen=True)
 class Neuron:
-    """A kind of neuron. This is all that conversion, deployment, tuning and reports know of it.
+    """A kind of neuron: all that conversion, deployment, tuning and reports know of it.
 
     Attributes:
         name: for messages and directories.
         equation: maps (current [T, B, ...], threshold θ, delay=steps, start=in θ) to the spike train [T, B, ...] of -1, 0 and 1.
             If it also takes `membranes`, a list, it appends the membrane [B, ...] before the first step and after each step.
-        signed: which form of the fused pass of a deployed network fires the same; None: there is none, and the equation runs.
+        signed: which form of the fused pass of a deployed network fires the same; None: none does, and the equation runs.
     """
 
     name: str
@@ -63,7 +63,7 @@ class IFNeuron(nn.Module):
         return cls(relu.threshold, time_steps, kind, delay, encodes, start, relu.bias)
 
     def currents(self, current: Tensor) -> Tensor:
-        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), with the bias to that of each step [T, B, ...].
+        """Map current [T·B, ...], time-major ([B, ...] if the neuron encodes), to that of each step, with the bias, [T, B, ...].
 
         Raises:
             ValueError: currents in half precision, or, in the first neuron, NaN.
@@ -76,7 +76,7 @@ class IFNeuron(nn.Module):
         return self.unfolded(current)
 
     def unfolded(self, current: Tensor) -> Tensor:
-        """Return `currents` without a look at the values, for which a GPU would wait."""
+        """Return `currents` without a check of the values, for which a GPU would wait."""
         steps, current = self.time_steps, shifted(current, self.bias)
         return current.expand(steps, *current.shape) if self.encodes else current.unflatten(0, (steps, -1))
 
@@ -88,7 +88,7 @@ class IFNeuron(nn.Module):
     def membranes(self, current: Tensor) -> Tensor | None:
         """Map current as `currents` does to the membrane [T + 1, B, ...]; None if the equation does not tell it.
 
-        The first one is that before the first step.
+        The first of them is the membrane before the first step.
         """
         if "membranes" not in signature(self.kind.equation).parameters:
             return None

@@ -1,4 +1,4 @@
-"""Values between the units of a network, stored as one byte each while a calibration set waits for its next unit."""
+"""Values between the units of a network, stored as one byte each until the next unit is tuned."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from quant import time_steps
 
 @dataclass(frozen=True)
 class Packed:
-    """What an ANN's unit puts out: 0..255 times a step, θ/T."""
+    """Outputs of an ANN's unit: 0..255 times a step, θ/T."""
 
     bytes: Tensor
     step: Tensor
@@ -28,7 +28,7 @@ def unpacked(value: Any) -> Any:
 
 
 def advance(ann: Network, unit: Part, values: Values) -> Values:
-    """Run a unit of an ANN on stored values; what is alive behind it is stored again."""
+    """Run a unit of an ANN on stored values; return, stored, the values that later units still read."""
     reads = {name: unpacked(values[name]) for name in unit.inputs}
     current, shared = ann.run(unit, reads)
     relu = ann.activation(unit.name)
@@ -44,11 +44,11 @@ def spikes_as_bytes(values: Values, units: dict[str, Any]) -> Values:
 
 @torch.no_grad()
 def state_bytes(snn: Network, ann: Network, images: Tensor) -> int:
-    """Return the bytes that the stored values of these images take at most: the SNN's in front of a unit, the ANN's behind it."""
+    """Return how many bytes the stored values of these images take at most: the SNN's before a unit, the ANN's after it."""
     largest, before, values = 0, 0, {INPUT: images}
     for unit in ann.graph.units:
         values = ann.advance(unit, values)
-        # A byte for what a unit put out, eight for anything else; images are those of the batches.
+        # One byte for each output of a unit, eight for each other value; images are those of the batches.
         sizes = {name: values[name].numel() * (1 if name in ann.graph.activations else 8) for name in values if name != INPUT}
         times = {name: snn.time_steps if ann.graph.flow.folded(ann.graph.values[name]) else 1 for name in sizes}
         largest = max(largest, before + sum(sizes.values()))

@@ -13,19 +13,19 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class StepNorm(nn.Module):
-    """BN of which each time step has its own: y_t = γ_t · (x_t - μ_t) / √(σ²_t + ε) + β_t.
+    """BN with values of its own for each time step: y_t = γ_t · (x_t - μ_t) / √(σ²_t + ε) + β_t.
 
-    Currents of a converted network differ from step to step: its first step has seen one input, its last one all of them. At
-    inference the statistics fold, as those of BN do, into a scale and a bias of each channel, here T of them.
+    Currents of a converted network differ from step to step: at the first step a neuron has seen one input, at the last one all of
+    them. At inference the statistics fold into scales and biases of each channel, as those of BN do, here T of each.
 
-    It has BN's parameters and buffers under BN's names, [T, C] where BN has [C].
+    Parameters and buffers have BN's names and the shape [T, C] where BN has [C].
 
     Args:
-        norm: BN whose values each step starts with.
-        steps: T, how many steps have their own.
+        norm: BN that gives each step its first values.
+        steps: T, the steps that have values of their own.
 
     Attributes:
-        time_steps: T' <= T, how many steps run, set by conversion. None is an ANN: it takes the mean scale and the mean bias.
+        time_steps: T' <= T, the steps that run, set by conversion. None: an ANN, which takes the mean scale and the mean bias.
 
     Source: after Zheng et al., "Going deeper with directly-trained larger spiking neural networks", AAAI 2021, and Duan et al.,
     "Temporal effective batch normalization in spiking neural networks", NeurIPS 2022; here the steps share nothing.
@@ -74,26 +74,26 @@ class StepNorm(nn.Module):
 
 
 def norm_steps(network: nn.Module) -> int | None:
-    """Return how many time steps have BN of their own; None where all share one."""
+    """Return how many time steps have BN of their own; None if all share one."""
     return next((module.steps for module in network.modules() if isinstance(module, StepNorm)), None)
 
 
 def refuse_steps(network: nn.Module) -> None:
-    """Raise ValueError if time steps have BN of their own: what learns from mean rates has one step."""
+    """Raise ValueError if time steps have BN of their own, since learning from mean rates knows one step only."""
     if (steps := norm_steps(network)) is not None:
         raise ValueError(f"the network has BN of each of its {steps} time steps: only tuning through time goes on with it")
 
 
 def give_steps_(network: nn.Module, steps: Mapping[nn.Module, int]) -> None:
-    """Replace these BN modules of a network, in place, by such with so many steps."""
+    """Replace these BN modules of a network, in place, by `StepNorm`s of so many steps."""
     swap_(network, lambda module: StepNorm(module, steps[module]) if module in steps else None)
 
 
 def adopt_steps_(network: Network, state: Mapping[str, Tensor]) -> None:
-    """Give a network, in place, BN of each time step where a state dict has it, so that this can be loaded strictly.
+    """Give a network, in place, BN of each time step where a state dict has it, so that it loads strictly.
 
     Raises:
-        ValueError: statistics of more than T = 2^bit - 1 steps, of none, or not of the same number everywhere.
+        ValueError: statistics of more than T = 2^bit - 1 steps, of none, or of different numbers of steps.
     """
     found = {}
     for name, module in network.named_modules():

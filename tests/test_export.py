@@ -204,7 +204,7 @@ class Odd(nn.Module):
 def test_an_operator_without_counterpart_is_refused_by_name():
     pytest.importorskip("onnx", reason="onnx is not installed")
     network = fit(Odd(), 2, (3, 6, 6))
-    with pytest.raises(ValueError, match="readout: the operator i0 has no counterpart in ONNX"):
+    with pytest.raises(ValueError, match="readout: the operator i0 has no known counterpart in ONNX"):
         network_file(network, ONNX, (3, 6, 6), {})
 
 

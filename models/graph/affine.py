@@ -1,4 +1,4 @@
-"""What may stand between two activations: calls that are affine in the spikes, so that a mean over time passes through."""
+"""Which calls may stand between two activations: those that are affine in the spikes, so that a mean over time passes through."""
 
 from collections.abc import Callable
 
@@ -34,10 +34,10 @@ SMOOTH = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubi
 
 
 def objection(node: fx.Node, root: nn.Module, spikes: Callable[[fx.Node], bool]) -> str | None:
-    """Return why a call in the spiking region cannot be converted, and what would do instead; None if it can.
+    """Return why a call in the spiking region cannot be converted, and what helps; None if it can be converted.
 
     Args:
-        spikes: tells of a node whether it changes with the spikes.
+        spikes: returns whether a node changes with the spikes.
     """
     module, name = called(node, root), call_name(node)
     if module is not None:
@@ -50,7 +50,7 @@ def objection(node: fx.Node, root: nn.Module, spikes: Callable[[fx.Node], bool])
         if plain in FUNCTIONS:
             return _axis_objection(node, plain)
     what = "a sigmoid or softmax gate" if name in ("sigmoid", "softmax", "hardsigmoid") else f"{name}"
-    return f"{what} is not affine in spikes: leave it out, replace it by a ReLU, or put it behind the last one"
+    return f"{what} is not affine in spikes: leave it out, replace it by a ReLU, or put it after the last one"
 
 
 def _layer_objection(module: nn.Module, node: fx.Node, spikes: Callable[[fx.Node], bool]) -> str | None:
@@ -72,10 +72,10 @@ def _layer_objection(module: nn.Module, node: fx.Node, spikes: Callable[[fx.Node
         return None
     if isinstance(module, nn.Sigmoid | nn.Hardsigmoid | nn.Softmax | nn.LogSoftmax | nn.MultiheadAttention):
         return (f"{kind} is not affine in spikes, nor is the gate or attention that it makes, as in squeeze-and-excitation: leave "
-                "it out, or put it behind the last ReLU")
+                "it out, or put it after the last ReLU")
     if type(module).__module__ == nn.ReLU.__module__:
         return f"{kind} is an activation, but no ReLU: train the network with nn.ReLU in its place"
-    return (f"{kind} is not known to be affine in spikes: leave it out, put it behind the last ReLU, or, if it is affine, give it "
+    return (f"{kind} is not known to be affine in spikes: leave it out, put it after the last ReLU, or, if it is affine, give it "
             "the attribute affine_in_spikes = True")
 
 
@@ -97,7 +97,7 @@ def _axis_objection(node: fx.Node, name: str) -> str | None:
     if name == "interpolate" and argument(node, 3, "mode", "nearest") not in SMOOTH:
         return f"interpolate with mode {argument(node, 3, 'mode')} is not affine"
     if name in ("add", "sub") and not all(isinstance(value, fx.Node | int | float) for value in node.args):
-        return f"{name} takes something that is no tensor and no number"
+        return f"{name} takes an argument that is neither a tensor nor a number"
     axes = None
     if name == "permute":
         order = node.args[1:] or (node.kwargs["dims"],)
@@ -115,7 +115,7 @@ def _axis_objection(node: fx.Node, name: str) -> str | None:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Return whether a node is a size, a type or a device rather than a tensor, or a tensor that is made of sizes alone."""
+    """Return whether a node is a size, a type or a device, or a tensor made of sizes alone."""
     if call_name(node) == "getattr" and node.op == "call_function":
         return node.args[1] in ("shape", "dtype", "device", "ndim")
     if node.op == "call_method" and node.target in ("size", "dim", "ndimension", "get_device", "new_zeros", "new_ones", "new_full"):
@@ -125,6 +125,6 @@ def is_size(node: fx.Node) -> bool:
 
 
 def is_place(node: fx.Node) -> bool:
-    """Return whether a node is the type or the device of a tensor: not what folding time into the batch changes."""
+    """Return whether a node is the type or the device of a tensor, which folding time into the batch leaves as it is."""
     return call_name(node) == "getattr" and node.op == "call_function" and node.args[1] in ("dtype", "device")
 

@@ -1,4 +1,4 @@
-"""Modules made of the layers of others: copies that share parameters, trees of layers at their paths, what a trace leaves out."""
+"""Modules made of other modules' layers: copies that share parameters, trees of layers, traces without what is unused."""
 
 import warnings
 from copy import deepcopy
@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 
 def sharing_copy(module: nn.Module, buffers: bool) -> nn.Module:
-    """Return a copy with the same Parameter objects, and where asked for the same buffers."""
+    """Return a copy with the same Parameter objects and, if asked for, the same buffers."""
     shared = (*module.parameters(), *(module.buffers() if buffers else ()))
     return deepcopy(module, {id(tensor): tensor for tensor in shared})
 
@@ -26,7 +26,7 @@ def tree(leaves: dict[str, nn.Module | Tensor]) -> nn.Module:
 
 
 def register_constants_(root: nn.Module, graph: fx.Graph) -> None:
-    """Make buffers, that move with the network but are not saved, of the plain tensors that a graph reads."""
+    """Turn the plain tensors that a graph reads into buffers, which move with the network but are not saved."""
     for name in {node.target for node in graph.nodes if node.op == "get_attr"}:
         container, _, leaf = name.rpartition(".")
         parent = root.get_submodule(container)
@@ -37,7 +37,7 @@ def register_constants_(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
-    """Remove, in place, what no call reads, and say so where it has parameters."""
+    """Remove, in place, the modules that no call reads; name those with parameters."""
     used = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
     dropped = []
     for name, _ in list(root.named_modules()):

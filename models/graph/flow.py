@@ -1,4 +1,4 @@
-"""The flow of data through a trace: what the output needs, what depends on what, and the three regions."""
+"""The flow of data through a trace: what the output needs, which nodes depend on which, and the three regions."""
 
 from torch import fx, nn
 
@@ -36,11 +36,11 @@ class Flow:
                 before.add(node)
         acts = set(self.acts)
         self.pools = {node for node in tensors if isinstance(called(node, root), POOLS)}
-        behind = {node: "spiking" if node in before else "readout" for node in after}
-        self.region = {node: "spiking" if node in acts else behind.get(node, "static") for node in tensors}
+        found = {node: "spiking" if node in before else "readout" for node in after}
+        self.region = {node: "spiking" if node in acts else found.get(node, "static") for node in tensors}
 
     def folded(self, node: fx.Node) -> bool:
-        """Return whether the batch of what a node puts out holds time."""
+        """Return whether time is folded into the batch of a node's output."""
         return self.region.get(node) == "spiking"
 
     def check(self, root: nn.Module) -> None:
@@ -50,7 +50,7 @@ class Flow:
         if not self.acts:
             other = next((f": {node.target} is {type(called(node, root)).__name__}" for node in self.nodes
                           if type(called(node, root)).__module__ == nn.ReLU.__module__), "")
-            raise ValueError(f"the network has no ReLU{other}; what spikes is trained with ReLUs")
+            raise ValueError(f"the network has no ReLU{other}; train it with ReLUs")
         acts = set(self.acts)
         for node in self.nodes:
             if self.folded(node) and node not in acts:
@@ -59,7 +59,7 @@ class Flow:
                     raise ValueError(f"{node.target if node.op == 'call_module' else node.name}: {reason}")
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return the tensors, not constant, that a node reads, whose parts it reads, or whose sizes it reads."""
+        """Return the tensors that a node reads, whole, in part, or only their sizes; without constants."""
         found: list[fx.Node] = []
         for source in node.all_input_nodes:
             if source in self.size or source in self.lists:

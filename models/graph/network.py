@@ -14,18 +14,18 @@ from .over_time import mean_over_time
 from .regions import INPUT, Graph, Part, live
 from .trace import trace
 
-Values = dict[str, Any]  # what is alive between two parts, by name
+Values = dict[str, Any]  # the values that later parts still read, by name
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is quantized; activations always get b uniform bits.
+    """Which parts are quantized; activations always get b uniform bits.
 
     Attributes:
         hidden: hidden weights get b-bit APoT levels (False: they stay float).
         ends: weighted layers of the static and of the readout region get 8 bits.
         threshold: initial clipping threshold of the activations.
-        fold: biases of convolutions in front of a batch normalisation go into its running mean, as published files have it.
+        fold: the bias of a convolution before a batch normalisation moves into the running mean, as in published files.
     """
 
     hidden: bool = True
@@ -36,14 +36,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a network is, beside its tensors.
+    """What is known of a network beside its tensors.
 
     Attributes:
-        arch, dataset, num_classes: what `models.build` was asked for; empty for a module of the user's.
+        arch, dataset, num_classes: arguments of `models.build`; empty for a user's module.
         recipe: what quantization does to it.
         bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
         time_steps, neuron, delay, start: set by conversion; `neuron` None is an ANN, whose `time_steps` are 1.
-        mean, std: of each channel, on the scale [0, 1], with which its pixels are normalised; None where nobody said.
+        mean, std: of each channel, on the scale [0, 1], with which its pixels are normalised; None if unknown.
         trainable_start: True for an import that lacks a threshold: it serves as a start for training only.
     """
 
@@ -72,10 +72,10 @@ class Network(nn.Module):
     Of a spiking network the readout runs on the mean over T, so that its outputs are directly comparable with its ANN's.
 
     Args:
-        module: what torch.fx can trace; takes images [B, C, H, W], or what else its layers take.
+        module: traceable by torch.fx; takes images [B, C, H, W], or another input that its layers take.
 
     Raises:
-        ValueError: it cannot be traced, has no ReLU, or something between its ReLUs is not affine; names what.
+        ValueError: it cannot be traced, has no ReLU, or a call between its ReLUs is not affine; names the call.
     """
 
     arch, dataset, num_classes = _fact("arch"), _fact("dataset"), _fact("num_classes")
@@ -91,7 +91,7 @@ class Network(nn.Module):
         self.graph, self.facts = Graph(copy, graph), facts or Facts()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the network's own go before layers of their names."""
+        """Set an attribute; one of the network's own wins over a layer of the same name."""
         if name in ("graph", "facts"):
             self.__dict__[name] = value
         else:
@@ -104,7 +104,7 @@ class Network(nn.Module):
         return network
 
     def forward(self, images: Tensor) -> Any:
-        """Map images [B, 3, H, W] to what the module puts out, as a rule logits [B, classes]."""
+        """Map images [B, 3, H, W] to the module's output, usually logits [B, classes]."""
         values = {INPUT: images}
         for unit in self.graph.units:
             values = self.advance(unit, values)
@@ -114,19 +114,19 @@ class Network(nn.Module):
         """Return a part's current (of the readout its output) and what it shares with later parts.
 
         Args:
-            time_steps: 1 for values that are means over time; None for those of this network.
+            time_steps: 1 for values that are means over time; None: those of this network.
         """
         steps = self.facts.time_steps if time_steps is None else time_steps
         result, *shared = part.function(self._root(), steps, *(values[name] for name in part.inputs))
         return result, dict(zip(part.shared, shared, strict=True))
 
     def advance(self, unit: Part, values: Values) -> Values:
-        """Run a unit; return what is alive behind it."""
+        """Run a unit; return the values that later parts still read."""
         current, shared = self.run(unit, values)
         return live({**values, **shared, unit.name: self.activation(unit.name)(current)}, unit)
 
     def finish(self, values: Values) -> Any:
-        """Return the output for the values in front of the readout."""
+        """Return the output for the values before the readout."""
         return self.run(self.graph.readout, values)[0]
 
     def activation(self, name: str) -> nn.Module:
@@ -134,7 +134,7 @@ class Network(nn.Module):
         return self.layer(self.graph.activations[name])
 
     def layer(self, path: str) -> nn.Module:
-        """Return the layer at a path, whatever attributes the network itself has."""
+        """Return the layer at a path, also where the network has an attribute of that name."""
         first, _, rest = path.partition(".")
         return self._modules[first].get_submodule(rest)
 
@@ -145,7 +145,7 @@ class Network(nn.Module):
         return place._parameters[name] if name in place._parameters else place._buffers[name]
 
     def set_layer(self, path: str, layer: nn.Module) -> None:
-        """Put a layer at a path, in place of the one that is there."""
+        """Replace the layer at a path."""
         container, _, name = path.rpartition(".")
         (self.layer(container) if container else self)._modules[name] = layer
 
@@ -155,7 +155,7 @@ class Network(nn.Module):
             yield name, self.activation(name)
 
     def walk(self, images: Tensor) -> Iterator[tuple[Part, Values]]:
-        """Yield each part, the readout last, with the values in front of it."""
+        """Yield each part, the readout last, with the values before it."""
         values = {INPUT: images}
         for unit in self.graph.units:
             yield unit, values
@@ -168,24 +168,24 @@ class Network(nn.Module):
         return self.early(lambda steps: {name: self.mean(name, value, steps) for name, value in values.items()})
 
     def early(self, means: Any) -> Any:
-        """Return the outputs [T, B, ...] for `means(T')`, the values in front of the readout as means over T' = 1..T steps."""
+        """Return the outputs [T, B, ...] for `means(T')`, the means over T' = 1..T steps of the values before the readout."""
         found = [self.run(self.graph.readout, means(steps), 1)[0] for steps in range(1, self.time_steps + 1)]
         return tree_map(lambda *outputs: torch.stack(outputs), *found)
 
     def mean(self, name: str, value: Any, steps: int | None = None) -> Any:
-        """Return a value as its mean over the first steps, all by default; what time is not folded into as it is."""
+        """Return the mean of a value over the first steps, by default all; a value without time as it is."""
         if self.time_steps == 1 or not self.graph.flow.folded(self.graph.values[name]):
             return value
         train = value.unflatten(0, (self.time_steps, -1))
         return mean_over_time(value, self.time_steps) if steps is None else train[:steps].mean(0)
 
     def excerpt(self, unit: Part) -> nn.Module:
-        """Return the layers of a unit, its activation and what else it reads, themselves, at their paths."""
+        """Return the layers, the activation and the tensors of a unit (not copies) at their paths."""
         parameters = [node.target for node in unit.constants if node.op == "get_attr"]
         return tree({path: self.layer(path) for path in (*unit.modules(), unit.activation)} | {
             path: self.tensor(path) for path in parameters})
 
     def _root(self) -> Any:
-        """Return where the parts find their layers: this network, unless a layer has the name of one of its attributes."""
+        """Return the module in which the parts find their layers: this network, unless a layer has the name of an attribute."""
         own = {**self._modules, **self._parameters, **self._buffers}
         return SimpleNamespace(**own) if any(hasattr(type(self), name) for name in own) else self

@@ -21,7 +21,7 @@ def accumulated(x: Tensor, time_steps: int) -> Tensor:
 
 
 def increments(x: Tensor, time_steps: int) -> Tensor:
-    """Undo `accumulated`: between them stands a max-pooling, so that its output over T adds up to the max-pool of the sum."""
+    """Undo `accumulated`. A max-pooling stands between the two, so that its outputs add up over T to the max-pool of the sum."""
     if time_steps == 1:
         return x
     steps = x.unflatten(0, (time_steps, -1))

@@ -1,8 +1,8 @@
-"""A network as units in three regions: what a trace says of the flow of data between activations.
+"""A network as units in three regions, from the flow of data between activations in its trace.
 
-Static is what sees images only, with no activation before it; readout what has no activation behind it; spiking the rest. Static
-parts and the readout run once, the readout on the mean over T of what enters it; in the spiking region time is folded into
-the batch. A unit is an activation with the affine calls between it and the activations before it.
+Static calls have no activation before them: they see images only. Readout calls have no activation after them. The rest is
+spiking. Static parts and the readout run once, the readout on the mean over T of its inputs; in the spiking region time is
+folded into the batch. A unit is an activation with the affine calls between it and the activations before it.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ INPUT = "%images"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A unit, or the readout: what is computed at once.
+    """A unit, or the readout: computed at once.
 
     Attributes:
         name: the activation's, without a trailing ".activation"; "readout".
         activation: path of the activation; None in the readout.
-        inputs: names of the values that it reads: the images, what units put out, what earlier parts share.
-        shared: names of the values that it computes on its way and that later parts read too.
-        dead: names of the values whose last reader it is.
+        inputs: names of the values that it reads: the images, outputs of units, values that earlier parts share.
+        shared: names of the intermediate values that later parts read too.
+        dead: names of the values that no later part reads.
         sources: names of the units whose spikes reach it.
         encodes: its current is static, and so constant over time.
-        waiting: neurons on the longest path up to this one that a delay makes wait.
+        waiting: how many neurons on the longest path to this one wait where there is a delay.
         nodes: its calls, in order; `result` is the node of its current, or of the output.
         constants: its nodes that do not depend on the images.
         function: (root, time_steps, *inputs) -> (current or output, *shared); time_steps 1 is an ANN, or means over time.
@@ -56,11 +56,11 @@ class Part:
 
 
 class Graph:
-    """The parts of a network in the order in which they run, the readout last; it holds no tensors, and copies share it.
+    """The parts of a network in the order in which they run, the readout last. It holds no tensors, so that copies share it.
 
     Attributes:
         regions: {path of a layer with weights: "static", "spiking" or "readout"}; a layer called in several is spiking.
-        norms: {path of a batch normalisation: path of the layer whose output it reads, where it reads a layer's}.
+        norms: {path of a batch normalisation: path of the layer whose output it reads}; only where it reads one.
         activations: {name of a unit: path of its activation}.
     """
 
@@ -86,13 +86,13 @@ class Graph:
         return self
 
     def calls(self, target: str) -> int:
-        """Return how many calls of a layer there are."""
+        """Return how often a layer is called."""
         return sum(node.op == "call_module" and node.target == target for part in self.parts for node in part.nodes)
 
 
 
 class _Builder:
-    """Deals the nodes to parts, each to the first one that needs it, and writes the parts' functions."""
+    """Gives each node to the first part that needs it, and writes the parts' functions."""
 
     def __init__(self, flow: Flow):
         self.flow = flow
@@ -133,7 +133,7 @@ class _Builder:
         return self.names.get(node, f"%{node.name}")
 
     def _own(self, end: fx.Node, index: int) -> list[fx.Node]:
-        """Return what is computed first for `end`, in order."""
+        """Return the nodes that `end` needs and no earlier part computes, in order."""
         found, stack = [], [end]
         while stack:
             node = stack.pop()
@@ -147,7 +147,7 @@ class _Builder:
         return sorted({*found, *lists}, key=self.flow.order.__getitem__)
 
     def _reads(self, nodes: list[fx.Node], end: fx.Node, index: int) -> list[fx.Node]:
-        """Return what a part reads and does not compute itself."""
+        """Return the values that a part reads but does not compute."""
         reads = [source for node in nodes for source in self.flow.sources(node)]
         reads += self.flow.sources(end) if end is self.flow.output else [end]
         return [node for node in dict.fromkeys(reads) if self.owner.get(node) != index]
@@ -167,5 +167,5 @@ class _Builder:
 
 
 def live(values: dict[str, Any], part: Part) -> dict[str, Any]:
-    """Return the values that parts behind `part` still read."""
+    """Return the values that parts after `part` still read."""
     return {name: value for name, value in values.items() if name not in part.dead}

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from .copies import drop_unused_, register_constants_, sharing_copy
 
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # what a trace leaves of them; ReLU6 is a Hardtanh
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # the activations in a finished trace; ReLU6 is a Hardtanh
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
@@ -35,10 +35,10 @@ class _Tracer(fx.Tracer):
 def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """Return a copy of a module that shares its parameters, and the graph of its calls in eval mode.
 
-    In the graph, each call of a ReLU, clipped or not, module or function, is the call of a module of its own. The first call of
-    a module keeps its name, the k-th one has `_k` behind it; a function is `activation` in the module that calls it.
-    Max-pooling is a module too, in front of the activation where it is all that reads it: max(Q(x)) = Q(max(x)). Nothing is
-    in place, and what depends on `training` follows the mode. A module with the attribute `leaf = True` is one call.
+    In the graph, each call of a ReLU (clipped or not, module or function) calls a module of its own. The first call of a module
+    keeps its name, the k-th one gets the suffix `_k`; a function becomes `activation` in the module that calls it. Max-pooling
+    is a module too, and moves before its activation if nothing else reads that: max(Q(x)) = Q(max(x)). No call works in place,
+    and a call that depends on `training` follows the mode. A module with the attribute `leaf = True` is one call.
 
     Raises:
         ValueError: control flow that cannot be traced, several inputs, an assignment to part of a tensor.
@@ -52,7 +52,7 @@ def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     defaults = {p.name: p.default for p in others if p.default is not p.empty}
     try:
         graph = _Tracer().trace(copy, defaults)
-    except Exception as error:  # what runs here is the user's
+    except Exception as error:  # the user's code runs here
         raise ValueError(f"{type(module).__name__} cannot be traced ({_reason(error)}): take control flow that depends on values "
                          "out of forward, or put it into a module with the attribute leaf = True") from error
     for child_name, child in copy.named_modules():
@@ -103,10 +103,10 @@ class _Rewriter:
             self._functional(node)
         for node in list(self.graph.nodes):
             if isinstance(called(node, self.root), POOLS):
-                self._in_front(node)
+                self._before(node)
 
     def _functional(self, node: fx.Node) -> None:
-        """Replace a call by that of a module where it needs one, and one in place by one that is not."""
+        """Replace a functional call by that of a module where it needs one, and an in-place call by one that is not."""
         module, name = called(node, self.root), call_name(node)
         clip = self._clip(node, module)
         in_place = (node.op == "call_method" and name.endswith("_") and not name.endswith("__")) or bool(
@@ -124,7 +124,7 @@ class _Rewriter:
                 node.target = name.rstrip("_")
             elif in_place and module is None:
                 node.kwargs = {**node.kwargs, "inplace": False}
-        if in_place:  # what comes later and reads the argument sees the result
+        if in_place:  # later readers of the argument see the result
             source = node.all_input_nodes[0]
             source.replace_all_uses_with(new, lambda user: self.order.get(user, -1) > self.order[node])
             if hasattr(module, "inplace"):
@@ -134,7 +134,7 @@ class _Rewriter:
             self.graph.erase_node(node)
 
     def _clip(self, node: fx.Node, module: nn.Module | None) -> float | None:
-        """Return where the ReLU that a node calls is clipped, infinity if it is not; None for no ReLU."""
+        """Return where the ReLU that a node calls is clipped, infinity without a clip; None for another call."""
         if module is not None:
             if isinstance(module, nn.Hardtanh):
                 return float(module.max_val) if module.min_val == 0 else None
@@ -148,7 +148,7 @@ class _Rewriter:
         return inf if low == 0 and high is None else self._number(high) if self._number(low) == 0 else None
 
     def _number(self, value: Any) -> float | None:
-        """Return a number, or what a parameter or buffer with one element holds."""
+        """Return a number, or the value of a parameter or buffer with one element."""
         if isinstance(value, fx.Node) and value.op == "get_attr":
             value = operator.attrgetter(value.target)(self.root)
         if isinstance(value, Tensor):
@@ -171,7 +171,7 @@ class _Rewriter:
         return {key: value for key, value in found.items() if value is not None}
 
     def _call(self, node: fx.Node, module: nn.Module, name: str, kwargs: dict[str, Any] | None = None) -> fx.Node:
-        """Return the call of a new module with what `node` reads."""
+        """Return the call of a new module with the input of `node`."""
         container, _, leaf = name.rpartition(".")
         parent = self.root.get_submodule(container)
         parent.add_module(leaf, module.train(parent.training))
@@ -193,8 +193,8 @@ class _Rewriter:
             free = f"{leaf}_{number}"
         return f"{container}.{free}" if container else free
 
-    def _in_front(self, pool: fx.Node) -> None:
-        """Move a pooling in front of the activation that it reads, if nothing else does."""
+    def _before(self, pool: fx.Node) -> None:
+        """Move a pooling before the activation that it reads, if nothing else reads that."""
         activation = pool.args[0]
         if isinstance(called(activation, self.root), ACTIVATIONS) and len(activation.users) == 1:
             with self.graph.inserting_before(activation):
@@ -202,7 +202,7 @@ class _Rewriter:
             pool.replace_all_uses_with(activation)
             activation.args = (moved,)
             self.graph.erase_node(pool)
-            self._in_front(moved)
+            self._before(moved)
 
 
 _POOL_MODULES = {f"{kind}max_pool{n}d": pool for kind, pools in (("", POOLS[:3]), ("adaptive_", POOLS[3:]))
@@ -213,7 +213,7 @@ _CLIPS = {"relu": (0, None), "relu6": (0, 6), "clamp_min": (("min", 0), None), "
 
 
 def _given(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of a function with their names; nothing for one that has no signature."""
+    """Return the arguments of a function by name; empty for one without a signature."""
     try:
         return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Functions written from nodes of a trace, with time folded into the batch or not as the flow says."""
+"""Functions written from the nodes of a trace; the flow says where time is folded into the batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +46,7 @@ class Writer:
         return self.graph.node_copy(node, lambda source: self.emit(source, folded))
 
     def _measured(self, source: fx.Node, reader: fx.Node, folded: bool) -> fx.Node:
-        """Return what a size is read from: of a tensor from the other side of a border its size on this one."""
+        """Return the tensor whose size is read; one from across the border of a region has the size that it has on this side."""
         flow = self.flow
         if source in flow.size or source in flow.constant:
             return self.emit(source, folded)
@@ -58,14 +58,14 @@ class Writer:
 
 
 def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]) -> Callable[..., Tensor] | None:
-    """Return (root, time_steps, x) -> y for calls that move or pool spikes x as they are stored, each on what the one before it
-    puts out; None where one needs the size of something else.
+    """Return (root, time_steps, x) -> y for a chain of calls that move or pool spikes x as they are stored.
 
-    Max-pooling is that of the spikes so far, whose steps are spikes again.
+    None if a call needs the size of another value. Max-pooling pools the sums of the spikes so far; their increments are spikes
+    again.
 
     Args:
-        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers. None marks a call
-            that takes floating-point numbers only.
+        windows: kernel and stride of the calls that are average pooling; they become sums, which are integers. None marks a
+            call that takes floating-point numbers only.
     """
     written = fx.Graph()
     steps, start = written.placeholder("time_steps"), written.placeholder("x")
@@ -96,7 +96,7 @@ def _on(flow: Flow, written: fx.Graph, node: fx.Node, source: fx.Node, x: fx.Nod
 
 
 def compiled(graph: fx.Graph) -> Callable[..., Any]:
-    """Return the function that a graph describes; its first argument is where its layers are."""
+    """Return the function that a graph describes; its first argument is the module that holds its layers."""
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<part of a network>", "exec"), names)

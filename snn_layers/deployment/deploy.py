@@ -1,4 +1,4 @@
-"""Fast inference: `deploy` turns a spiking network into one that computes the same spikes without the layers' detours."""
+"""Fast inference: `deploy` turns a spiking network into a faster one that fires the same spikes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,14 +16,14 @@ from .normal_form import normal_form, sums
 from .summing_unit import SummingUnit
 from .units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 
-WORKING_SET = 20 * 2**20  # bytes of currents and spikes of the first, widest layer that a CPU's caches hold
-ALIVE = 4  # layers of that width whose currents and spikes a network holds at once, with room to spare
+WORKING_SET = 20 * 2**20  # bytes of the first (widest) layer's currents and spikes that a CPU's caches hold
+ALIVE = 4  # a network holds currents and spikes of at most so many layers of that width at once
 
 
 class Deployed(nn.Module):
     """A spiking network for inference: images [B, 3, H, W] to logits [B, classes], the mean over T; see `deploy`.
 
-    A value of a unit is spikes + zero [T·B, ...]; what else units share is in float64.
+    The output of a unit is spikes + zero [T·B, ...]; other values that units share are in float64.
     """
 
     def __init__(self, snn: Network, convolution: Convolution, chunk: int | None, fused: bool, summing: bool = True):
@@ -44,7 +44,7 @@ class Deployed(nn.Module):
 
     @torch.no_grad()
     def update_(self, snn: Network, unit: Part) -> None:
-        """Take over what a unit has learned, in place; its threshold stays.
+        """Take over the parameters of a unit, in place, after it has learned; its threshold stays.
 
         This is where a unit chooses its implementation: a module that maps the values in the order of `unit.inputs` to a tuple
         of its spikes and of the values `unit.shared`, and has a `FusedNeuron` as `neuron`. For units in normal form
@@ -61,7 +61,7 @@ class Deployed(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] to logits [B, classes]; see `parts` for what is refused."""
+        """Map images [B, 3, H, W] to logits [B, classes]; see `parts` for what it raises."""
         found = [self._read(self.means(self.advance({INPUT: part}))) for part in self.parts(images)]
         return spoiled(tree_map(lambda *outputs: torch.cat(outputs), *found), images)
 
@@ -90,25 +90,25 @@ class Deployed(nn.Module):
 
     @torch.no_grad()
     def step(self, unit: Part, values: Values) -> tuple[Values, Tensor]:
-        """Run a unit; return the values that are alive behind it, and its spikes."""
+        """Run a unit; return the values that later units still read, and its spikes."""
         with torch.autocast(values[unit.inputs[0]].device.type, enabled=False):  # half precision has too few bits for the sums
             spikes, *shared = self.body[self.index[unit.name]](*(values[name] for name in unit.inputs))
         return live(values | dict(zip(unit.shared, shared, strict=True)) | {unit.name: spikes}, unit), spikes
 
     @torch.no_grad()
     def advance(self, values: Values, start: int = 0, stop: int | None = None) -> Values:
-        """Run the units [start, stop) on what is alive in front of them."""
+        """Run the units [start, stop) on the values before them."""
         for unit in self.graph.units[start:stop]:
             values, _ = self.step(unit, values)
         return values
 
     @torch.no_grad()
     def means(self, values: Values) -> Values:
-        """Return values as means over time, [B, ...]: what an ANN's units take."""
+        """Return values as means over time, [B, ...], as an ANN's units take them."""
         return {name: self.mean(name, value) for name, value in values.items()}
 
     def mean(self, name: str, value: Tensor, steps: int | None = None) -> Tensor:
-        """Return a value as its mean over the first steps, all by default; what time is not folded into as it is."""
+        """Return the mean of a value over the first steps, by default all; a value without time as it is."""
         if name in self.index:
             return self.neuron(name).rate(value)
         if self.graph.flow.folded(self.graph.values[name]):
@@ -117,14 +117,14 @@ class Deployed(nn.Module):
 
     @torch.inference_mode()
     def finish(self, values: Values, index: int) -> Tensor:
-        """Return the logits [B, classes] for the values in front of a unit."""
+        """Return the logits [B, classes] for the values before a unit."""
         return self._read(self.means(self.advance(values, index)))
 
     def parts(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Split images into those that go through the network at a time.
+        """Split images into parts that go through the network one after the other.
 
         Raises:
-            ValueError: no floating-point numbers (pixels must be normalised first), or no image.
+            ValueError: the images are not floating-point numbers (normalise pixels first), or there is none.
         """
         if not images.is_floating_point() or len(images) == 0 or images.dim() != (self.dimensions or images.dim()):
             raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
@@ -134,19 +134,19 @@ class Deployed(nn.Module):
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time.
 
-        On a CPU so few that caches hold the currents and spikes of the first, as a rule widest layer; on a GPU so few that those
-        of some such layers fit into a quarter of the free memory.
+        On a CPU so many that the caches hold the currents and spikes of the first, usually widest layer; on a GPU so many that
+        those of some such layers fit into a quarter of the free memory.
         """
         shape = images.shape[1:]
         if shape not in self.sizes:
-            first = self.body[0]  # the first activation sees nothing but images
+            first = self.body[0]  # the first activation sees only images
             current, *_ = first.calls(self.time_steps, images[:1].double())
             self.sizes[shape] = max(1, self.time_steps * current.numel() * (4 + first.neuron.dtype.itemsize))
         room = torch.cuda.mem_get_info(images.device)[0] // (4 * ALIVE) if images.is_cuda else WORKING_SET
         return max(1, room // self.sizes[shape])
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (name, neuron) of each unit; `decode` makes s·θ of what it puts out."""
+        """Yield (name, neuron) of each unit; the neuron's `decode` turns its output into s·θ."""
         for name in self.index:
             yield name, self.neuron(name)
 
@@ -156,7 +156,7 @@ class Deployed(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Return whether neurons run as their equation says, since no fused pass fires the same."""
+        """Return whether neurons run by their equation, since no fused pass fires the same."""
         return any(isinstance(neuron, PlainNeuron) for _, neuron in self.units())
 
     def exact_units(self) -> list[str]:
@@ -171,7 +171,7 @@ class Deployed(nn.Module):
 
 
 def spoiled(outputs: Any, images: Tensor) -> Any:
-    """Return outputs that are NaN where the images, on a GPU, hold NaN or infinity: to look for these there would let it wait."""
+    """Return outputs; on a GPU they are NaN if the images hold NaN or infinity, since a check there would make it wait."""
     if not images.is_cuda:
         return outputs
     nothing = (images - images).sum()  # 0, or NaN
@@ -183,19 +183,19 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     """Return a network for inference that fires the same spikes; later changes of `snn` do not reach it.
 
     A unit in normal form, Σ_k scale_k · conv_k(spikes_k) + bias, convolves spikes as integers with weights as integers, which is
-    exact; scales, bias and neuron are one pass over the accumulators. Another unit runs as it is, in float64, with the same
-    neuron: `Deployed.exact_units` names them. The spikes are those of `snn` in float64, while `snn` in float32
-    rounds its currents and now and then lets a spike at the threshold fire a step early or late. Where hidden weights
-    are float (resnet18, ImageNet's recipes) the accumulators are rounded too.
+    exact; scales, bias and neuron are one pass over the accumulators. Other units run as they are, in float64, with the same
+    neuron: `Deployed.exact_units` names them. The spikes are those of `snn` in float64; in float32, `snn` rounds its currents,
+    so that a spike at the threshold sometimes comes a step early or late. Where hidden weights are float (resnet18, ImageNet's
+    recipes) the accumulators are rounded too.
 
     Args:
         snn: a spiking network.
-        integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: where the weights allow it.
+        integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: if the weights allow it.
         chunk: images at a time; by default what fits into a CPU's caches, or a quarter of a GPU's free memory.
-        compile: compile the neuron; without a compiler it is merely slower.
+        compile: compile the neuron; without a compiler it is only slower.
 
     Raises:
-        ValueError: a network that does not spike, or hidden weights that are no small integers with `integer`.
+        ValueError: a network that does not spike, or, with `integer`, hidden weights that are not small integers.
     """
     if snn.neuron is None:
         raise ValueError("the network does not spike: deploy takes what to_spiking returns")

@@ -12,9 +12,9 @@ from .terms import normalization
 
 
 class Excerpt(nn.Module):
-    """A part of a network as it is, in eval mode, in one number type: its layers with their weights quantized once.
+    """A part of a network in eval mode, in one number type, its weights quantized once.
 
-    A batch normalisation is folded into the layer that it reads, where nothing else does.
+    A batch normalisation is folded into the layer before it if nothing else reads that layer.
     """
 
     def __init__(self, network: Network, part: Part, dtype: torch.dtype):
@@ -36,7 +36,7 @@ class Excerpt(nn.Module):
 
 
 def fold_(layer: nn.Module, norm: nn.Module) -> bool:
-    """Put a batch normalisation into the layer that it reads, in place; return whether that layer can hold it."""
+    """Fold a batch normalisation into the layer that it reads, in place; return whether that layer can hold it."""
     mean = norm.running_mean
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or mean is None or mean.dim() > 1:
         return False
@@ -47,7 +47,7 @@ def fold_(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def baked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a layer with tensors of its own, whose weight is quantized once, in eval mode."""
+    """Return a copy of a layer in eval mode, with tensors of its own and its weight quantized once."""
     quantizer = getattr(layer, "weight_quantizer", None)
     copy = deepcopy(layer.to_float() if quantizer is not None else layer).to(dtype).eval()
     if quantizer is not None:

@@ -1,4 +1,4 @@
-"""The integrate-and-fire equation on accumulators, as one pass: what a deployed network runs between two convolutions."""
+"""The integrate-and-fire equation on accumulators in one pass, which a deployed network runs between two convolutions."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ MANTISSA = 24  # significant bits of a float32
 
 
 def membrane_grid(bound: Tensor) -> Tensor:
-    """Return the finest powers of two of whose multiples, up to `bound` and halved, float32 rounds no sum."""
+    """Return the finest powers of two such that float32 holds multiples of their halves up to `bound` without rounding."""
     return 2.0 ** (bound.log2().ceil() - MANTISSA + 1)  # half a threshold lies on half of the grid
 
 
@@ -24,11 +24,11 @@ def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Ten
     """Return θ, bias, factor of the second input and retraction bound as pairs in units of `scale`, [4, 2, C] float32.
 
     A current is I = scale · accumulator + bias + factor · second, per channel; `others` are the factors of third and further
-    inputs, whose pairs come last. Divided by `scale`, the accumulator is an
-    integer and all else a pair: `high` on a grid so coarse that no sum of it is ever rounded, `low` the rest. So the
-    membrane is known to 2^-24 of a grid step, some 2^-35 of θ, and a comparison is rounded between two such rests only:
-    the spikes are those of a float64 run. Each channel has a grid of its own, since one whose gain has decayed to nearly
-    nothing needs a coarse one, on which the accumulator, that hardly counts there, is rounded.
+    inputs, whose pairs come last. Divided by `scale`, the accumulator is an integer and each other value a pair: `high` on a
+    grid so coarse that none of its sums is ever rounded, and `low`, the rest. So the membrane is known to 2^-24 of a grid step,
+    some 2^-35 of θ, and rounding affects only comparisons between two such rests: the spikes are those of a float64 run. Each
+    channel has a grid of its own: a gain near 0 needs a coarse grid, on which the accumulator, which hardly counts there, is
+    rounded.
 
     Args:
         scale: [C] float64, positive.
@@ -43,7 +43,7 @@ def neuron_constants(scale: Tensor, threshold: Tensor, bias: Tensor, factor: Ten
 
 def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_steps: int, signed: bool, delay: int,
          zero: int, dtype: torch.dtype, start: float = HALF, *others: Tensor) -> Tensor:
-    """Return the spike train of `integrate_and_fire` for the current that the accumulators stand for.
+    """Return the spike train of `integrate_and_fire` for the currents of these accumulators.
 
     Args:
         accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
@@ -83,15 +83,15 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
 
 def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, constants: Tensor, time_steps: int, signed: bool,
                delay: int, zero: int, dtype: torch.dtype, start: float = HALF, *others: Tensor) -> Tensor:
-    """Return the spike train of `fire` where scale, bias and factors are those of each time step.
+    """Return the spike train of `fire` where each time step has its own scale, bias and factors.
 
-    I_t = scale_t · accumulator_t + bias_t + factor_t · second_t, and so on for the `others`. There is no unit in which all
-    accumulators are integers, so that the sums are float64's: rounded to 2^-53, as those of a float64 run.
+    I_t = scale_t · accumulator_t + bias_t + factor_t · second_t, and so on for the `others`. No common unit makes all
+    accumulators integers, so the sums are in float64: rounded to 2^-53, as those of a float64 run.
 
     Args:
         accumulator: [T, N, C] float32.
         currents: scale, bias and the factors of `second` and of each other, [3 + others, T, C] float64.
-        constants: as in `fire`, [4, 2, C] float64, with bias and factor 0: their unit is that of θ.
+        constants: as in `fire`, [4, 2, C] float64, with bias and factor 0, in the unit of θ.
     """
     scale, bias, *factors = currents.unsqueeze(2)
     current = accumulator.double() * scale + bias

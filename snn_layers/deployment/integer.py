@@ -12,7 +12,7 @@ LARGEST = 127  # weight in a signed byte
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a kernel moves over an image; `pads` (left, right, top, bottom) are put on first, where `padding` cannot say them."""
+    """How a kernel moves over an image; `pads` (left, right, top, bottom) come first, where `padding` cannot express them."""
 
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
@@ -23,7 +23,7 @@ class Geometry:
 
     @classmethod
     def of(cls, layer: nn.Module) -> "Geometry":
-        """Return that of a Conv2d; a linear layer is a 1x1 convolution."""
+        """Return the geometry of a Conv2d; a linear layer is a 1x1 convolution."""
         if isinstance(layer, nn.Linear):
             return cls()
         pads = tuple(layer._reversed_padding_repeated_twice)
@@ -38,7 +38,7 @@ class Geometry:
         return cls(layer.stride, (0, 0), layer.dilation, layer.groups, pads, mode)
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
-        """Return x [B, C, H, W] with `pads`; `zero` is what stands for 0."""
+        """Return x [B, C, H, W] with `pads`; `zero` stands for 0."""
         if not self.pads:
             return x
         return F.pad(x, self.pads, self.mode, zero if self.mode == "constant" else None)
@@ -49,10 +49,10 @@ class Geometry:
 
 
 class FloatConv(nn.Module):
-    """Convolution in float32. Of spikes with integer weights it is exact, in any order of summation, below 2^24.
+    """Convolution in float32. With spikes and integer weights it is exact below 2^24, in any order of summation.
 
-    On a GPU too: TF32's 11 significant bits hold spikes and numerators up to 2,048, and rounding takes away what an algorithm of
-    cuDNN is off by that multiplies transformed values (Winograd, FFT).
+    On a GPU too: TF32's 11 significant bits hold spikes and numerators up to 2,048, and rounding removes the errors of cuDNN's
+    algorithms on transformed values (Winograd, FFT).
 
     Args:
         total: see `IntegerConv`.
@@ -74,16 +74,16 @@ class FloatConv(nn.Module):
 
 
 class IntegerConv(nn.Module):
-    """Convolution of bytes: spikes + 1 as uint8 with zero point 1, weights as int8, sums in int32, put out as float32.
+    """Convolution of bytes: spikes + 1 as uint8 with zero point 1, weights as int8, sums in int32, output as float32.
 
-    Exact: the sums are below 2^24, and where a processor adds pairs of products in 16 bits, they are at most
-    2 · 2 · 64 · 127. Runs on CPUs, by oneDNN.
+    Exact: the sums are below 2^24, and a processor that adds pairs of products in 16 bits has at most 2 · 2 · 64 · 127
+    in them. Runs on CPUs, by oneDNN.
 
     Args:
-        total: spikes that average pooling has added up to one value, and so what stands for 0.
+        total: spikes that average pooling adds up to one value; it stands for 0.
 
     Raises:
-        ValueError: weights that are no integers within ±127, or sums beyond 2^24.
+        ValueError: weights that are not integers within ±127, or sums beyond 2^24.
     """
 
     zero, dtype = 1, torch.uint8

@@ -1,4 +1,4 @@
-"""The current of a unit as Σ_k scale_k · conv_k(spikes_k) + bias, where its affine calls come to that."""
+"""The current of a unit as Σ_k scale_k · conv_k(spikes_k) + bias, if its affine calls have this form."""
 
 from dataclasses import replace
 
@@ -13,19 +13,19 @@ from ..step_norm import StepNorm
 from .integer import Geometry
 from .terms import Affine, Piece, Pieces, Term, normalization, weight_integers
 
-# Calls that move values without changing them, so that they may work on spikes as they are stored.
+# Calls that move values without changing them: they work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
          "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten"}
-MOST = 64  # values in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
+MOST = 64  # spikes in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
-    """Return the normal form of a unit's current; None where it has none.
+    """Return the normal form of a unit's current; None without one.
 
     Args:
-        channels: of the units before it, where they are known; that of the unit is added.
+        channels: of the units before it, if known; that of the unit is added.
     """
     if unit.encodes or unit.shared or any(name not in snn.graph.activations for name in unit.inputs):
         return None
@@ -45,10 +45,10 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
 
 
 def sums(snn: Network, unit: Part, channels: dict[str, int]) -> list[tuple[str, Affine]] | None:
-    """Return what a unit computes as affine sums, in order, the current last: of spikes, and of values in float64 by their names.
+    """Return the values of a unit as affine sums, in order, the current last: sums of spikes, and of values in float64 by name.
 
-    That is what a unit without a normal form comes to whose affine calls are convolutions of what convolutions put out, or
-    that shares values with later ones; None where there are other calls.
+    This serves units without a normal form: those that convolve the outputs of convolutions, or that share values with later
+    units. None if there are other calls.
     """
     if unit.encodes:
         return None
@@ -69,8 +69,8 @@ class _Reader:
     """Reads nodes as pieces of spikes or as affine sums of them.
 
     Attributes:
-        values: names of nodes that are values in float64; None where only spikes are read.
-        made: sums that are values of their own since something reads them as a whole, by name.
+        values: names of nodes that are values in float64; None if only spikes are read.
+        made: sums that are values of their own, since a call reads them as a whole, by name.
     """
 
     def __init__(self, snn: Network, channels: dict[str, int], values: dict[fx.Node, str] | None = None):
@@ -79,7 +79,7 @@ class _Reader:
         self.names = {path: name for name, path in snn.graph.activations.items()}
 
     def affine(self, found: Affine | Pieces | None) -> Affine | None:
-        """Return pieces as a term of their own, if there is one."""
+        """Return pieces as one term of their own; None if they have none."""
         if not isinstance(found, tuple):
             return found
         if len(found) > 1:
@@ -88,7 +88,7 @@ class _Reader:
         return Affine((Term(found[0], None, Geometry(), one / found[0].total),), torch.zeros_like(one))
 
     def read(self, node: object) -> Affine | Pieces | None:
-        """Return what a node is; None where it is neither."""
+        """Return a node as pieces or as an affine sum; None if it is neither."""
         if not isinstance(node, fx.Node):
             return None
         if node.op == "call_module" and node.target in self.names:
@@ -119,7 +119,7 @@ class _Reader:
         return self._arithmetic(node, name) if layer is None else None
 
     def _pieces(self, node: fx.Node) -> Affine | Pieces | None:
-        """Return what a node is; an affine sum, where values may be made, as a piece that is one."""
+        """Return a node as pieces; an affine sum, if values may be made, becomes a value and its piece."""
         found = self.read(node)
         if self.values is None or not isinstance(found, Affine) or found.bias.dim() > 1 or not isinstance(node, fx.Node):
             return found
@@ -128,7 +128,7 @@ class _Reader:
         return (Piece(self.values[node]),)
 
     def _moved(self, node: fx.Node, layer: nn.Module | None, pieces: Affine | Pieces | None) -> Pieces | None:
-        """Return pieces behind a call that moves them, if there is one, or that works on each channel by itself."""
+        """Return pieces after a call that moves them or works on each channel by itself; None after another call."""
         if not isinstance(pieces, tuple):
             return None
         if isinstance(layer, nn.AvgPool2d):
@@ -143,7 +143,7 @@ class _Reader:
         return (pieces[0].through(node, moves=True),) if len(pieces) == 1 else None
 
     def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
-        """Return pieces behind average pooling, if all its windows are whole and their sums fit into a byte."""
+        """Return pieces after average pooling, if all its windows are whole and their sums fit into a byte."""
         kernel, stride, padding = (value if isinstance(value, tuple) else (value, value)
                                    for value in (pool.kernel_size, pool.stride, pool.padding))
         if padding != (0, 0) or pool.ceil_mode or pool.divisor_override:
@@ -154,7 +154,7 @@ class _Reader:
         return tuple(replace(piece.through(node), windows=(*piece.windows, window), total=piece.total * size) for piece in pieces)
 
     def _weighted(self, layer: nn.Module, pieces: Affine | Pieces | None) -> Affine | None:
-        """Return a convolution of pieces: one term for each, with its part of the input channels."""
+        """Return a convolution of pieces: a term for each piece, with its part of the input channels."""
         if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not all(map(self._flat, pieces))):
             return None
         geometry = Geometry.of(layer)

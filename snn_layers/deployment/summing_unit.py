@@ -1,4 +1,4 @@
-"""Units of a deployed network whose values are sums in float64, of exact convolutions of spikes and of other values."""
+"""Units of a deployed network that sum in float64: exact convolutions of spikes, and convolutions of other values."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ class SummingUnit(nn.Module):
     Args:
         found: see `sums`.
         thetas: thresholds of the units whose spikes it reads, by name.
-        convolution: what convolves spikes; see `deploy`.
+        convolution: convolves spikes; see `Deployed.update_`.
     """
 
     def __init__(self, snn: Network, unit: Part, found: list[tuple[str, Affine]], thetas: dict[str, Tensor],

@@ -1,4 +1,4 @@
-"""What currents are made of: terms scale · conv(spikes), and the constants that layers contribute."""
+"""The parts of currents: terms scale · conv(spikes), and the constants of layers."""
 
 from dataclasses import dataclass, replace
 
@@ -15,10 +15,10 @@ class Piece:
     """Spikes of a unit, moved or pooled.
 
     Attributes:
-        chain: the calls between them and what the unit puts out, each on the one before; average pooling adds up.
-        windows: kernel and stride of those that are average pooling; see `moving`.
-        total: values that average pooling has added up to one.
-        channels: how many there are, where it is known.
+        chain: the calls from the unit's output to these spikes, in order; average pooling adds up.
+        windows: kernel and stride of the calls that are average pooling; see `moving`.
+        total: spikes that average pooling adds up to one value.
+        channels: their number, if known.
     """
 
     source: str
@@ -28,7 +28,7 @@ class Piece:
     channels: int | None = None
 
     def through(self, node: fx.Node, moves: bool = False) -> "Piece":
-        """Return what a call makes of it; one that moves values may change the channels."""
+        """Return the piece after a call; one that moves values may change the channels."""
         return replace(self, chain=(*self.chain, node), channels=None if moves else self.channels)
 
 
@@ -54,7 +54,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Affine:
-    """A sum of terms and a bias [C], [] or [T, C], float64; what is then max-pooled, by the calls in `pools`, has one term."""
+    """A sum of terms and a bias [C], [] or [T, C], float64; if the calls in `pools` then max-pool it, it has one term."""
 
     terms: tuple[Term, ...]
     bias: Tensor

@@ -1,4 +1,4 @@
-"""The units of a deployed network: convolutions of integers with the fused neuron behind them, or affine calls in float64."""
+"""The units of a deployed network: convolutions of integers with the fused neuron after them, or affine calls in float64."""
 
 from copy import deepcopy
 from functools import lru_cache
@@ -20,11 +20,11 @@ Convolution = type[FloatConv] | type[IntegerConv]
 
 
 class FusedNeuron(nn.Module):
-    """A neuron on accumulators; its spikes come as the next convolution takes them.
+    """A neuron on accumulators, whose spikes have the form that the next convolution takes.
 
     Args:
         constants: see `fire`.
-        currents: see `fire_steps`; None where all time steps share scale and bias.
+        currents: see `fire_steps`; None if all time steps share scale and bias.
     """
 
     def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool, currents: Tensor | None = None):
@@ -32,7 +32,7 @@ class FusedNeuron(nn.Module):
         self.register_buffer("constants", constants)
         self.register_buffer("currents", currents)
         self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.kind.signed, neuron.delay, neuron.encodes
-        self.register_buffer("threshold", neuron.threshold.detach().double().clone())  # as a number a GPU would wait for it
+        self.register_buffer("threshold", neuron.threshold.detach().double().clone())  # not a number, for which a GPU would wait
         self.zero, self.dtype = convolution.zero, convolution.dtype
         self.fused, self.start = fused, neuron.start
 
@@ -49,11 +49,11 @@ class FusedNeuron(nn.Module):
         return spikes.view(-1, *places, channels).movedim(-1, 1)
 
     def decode(self, spikes: Tensor) -> Tensor:
-        """Return s·θ for what `forward` put out, as `IFNeuron` does."""
+        """Map the output of `forward` to s·θ, the output of an `IFNeuron`."""
         return (spikes.float() - self.zero) * self.threshold
 
     def rate(self, spikes: Tensor) -> Tensor:
-        """Return the mean output θ · firing rate [B, C, H, W] for what `forward` put out; counts are added as they come."""
+        """Map the output of `forward` to the mean output θ · firing rate [B, C, H, W]."""
         if not spikes.is_floating_point() and (1 + self.zero) * self.time_steps > torch.iinfo(spikes.dtype).max:
             spikes = spikes.short()
         total, *rest = spikes.unflatten(0, (self.time_steps, -1))
@@ -70,7 +70,7 @@ class FusedNeuron(nn.Module):
 
 
 class PlainNeuron(FusedNeuron):
-    """A neuron as its equation says, on currents in float64: of a kind for which there is no fused pass."""
+    """A neuron of a kind without a fused pass: its equation runs on currents in float64."""
 
     def __init__(self, neuron: IFNeuron, convolution: Convolution):
         super().__init__(neuron, float64_constants(neuron), convolution, fused=False)
@@ -89,7 +89,7 @@ def fuses(neuron: IFNeuron) -> bool:
 @lru_cache
 @torch.no_grad()
 def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
-    """Try the fused pass beside an equation, on random currents in float64; once, since tuning deploys in each step."""
+    """Compare the fused pass with an equation on random currents in float64; once, since tuning deploys in each step."""
     plain = IFNeuron(nn.Parameter(torch.ones(1, dtype=torch.float64), False), time_steps, kind, delay, False, start)
     current = 0.7 * torch.randn(time_steps, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fired = fire(current, None, float64_constants(plain), time_steps, kind.signed, delay, 0, torch.float64, start)
@@ -97,7 +97,7 @@ def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
 
 
 def float64_constants(neuron: IFNeuron) -> Tensor:
-    """Return the constants of `fire` [4, 2, C] for currents in float64, which one number holds whole; the bias is the neuron's."""
+    """Return the constants of `fire` [4, 2, C] for currents in float64, where `low` is 0; the bias is the neuron's."""
     bias = torch.zeros_like(neuron.threshold)[None] if neuron.bias is None else neuron.bias.detach()
     constants = bias.new_zeros(4, 2, len(bias), dtype=torch.float64)
     constants[0, 0], constants[1, 0], constants[3, 0] = neuron.threshold.detach(), bias, RETRACTION
@@ -110,7 +110,7 @@ def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool) -> Fus
 
 
 class ExactUnit(nn.Module):
-    """A unit as it is, in float64: one that sees images, whose current is constant, or one without a normal form.
+    """A unit whose layers run in float64: it sees images, so that its current is constant, or has no normal form.
 
     Args:
         thetas: thresholds of the units whose spikes it reads, by name.
@@ -138,12 +138,12 @@ class ExactUnit(nn.Module):
 
 
 def movers(snn: Network, unit: Part) -> nn.Module:
-    """Return the layers of a unit that move spikes: what learns stays the network's own."""
+    """Return the layers of a unit that move spikes, without those that learn."""
     return tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
 
 
 def on_places(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply a Conv2d to x [B, C, H, W]; of a linear layer or a Conv1d it is made of, to x [B, C] or [B, C, L]."""
+    """Apply a Conv2d to x [B, C, H, W]; one made of a linear layer or a Conv1d also to x [B, C] or [B, C, L]."""
     if isinstance(conv, nn.Identity) or x.dim() == 4:
         return conv(x)
     return conv(x[:, :, None]).squeeze(2) if x.dim() == 3 else conv(x[:, :, None, None]).flatten(1)
@@ -155,17 +155,17 @@ class SpikingUnit(nn.Module):
     Args:
         form: Σ_k scale_k · conv_k(spikes_k) + bias, see `normal_form`.
         thetas: thresholds of the units whose spikes it reads, by name.
-        convolution: what convolves; see `deploy`.
+        convolution: convolves spikes; see `Deployed.update_`.
     """
 
     def __init__(self, snn: Network, unit: Part, form: Affine, thetas: dict[str, Tensor], convolution: Convolution, fused: bool):
         super().__init__()
         neuron = snn.activation(unit.name)
-        # The first term is the accumulator, in whose units all else is counted: that with the most weights.
+        # The term with the most weights is the accumulator, in whose units all other terms are counted.
         terms = sorted(form.terms, key=lambda term: 0 if term.weight is None else -term.weight.numel())
         first = terms[0]
         scales = [term.scale * thetas[term.piece.source] for term in terms]
-        # Of a term that is spikes as they are stored, what stands for 0 goes into the bias.
+        # In a term that is spikes as they are stored, the value that stands for 0 goes into the bias.
         totals = [term.piece.total for term in terms]
         bias = form.bias - sum(convolution.zero * total * scale for scale, total, term in zip(scales, totals, terms, strict=True)
                                if term.weight is None)
@@ -201,6 +201,6 @@ class SpikingUnit(nn.Module):
         spikes = [move(self.root, self.neuron.time_steps, inputs[index])
                   for move, index in zip(self.moves, self.reads, strict=True)]
         terms = [on_places(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
-        # With a positive scale, and the same bias everywhere, the largest accumulator is that of the largest current.
+        # With a positive scale and the same bias everywhere, the largest accumulator gives the largest current.
         terms[0] = self.pool(self.root, self.neuron.time_steps, terms[0])
         return (self.neuron(terms[0], *(terms[1:] or [None])),)

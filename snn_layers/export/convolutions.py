@@ -13,7 +13,7 @@ from quant import common_step
 from .record import Recorder
 
 BYTE = 255
-LARGEST = 127  # numerator that an unsigned byte with zero point 128 holds
+LARGEST = 127  # largest numerator that an unsigned byte with zero point 128 holds
 MANTISSA = 24  # bits of an integer that float32 holds
 WANTED = 44  # bits of an image that count
 MAP_LIMIT = 2**22  # entries of the largest matrix that a file may hold for a pooling
@@ -21,7 +21,7 @@ MAP_LIMIT = 2**22  # entries of the largest matrix that a file may hold for a po
 
 def convolution(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
                 dilation: list[int], transposed: bool, output_padding: list[int], groups: int) -> str:
-    """Return a convolution: of bytes in integers, of float64 exactly where its weights are integers, else in float32."""
+    """Return a convolution: bytes in integers; float64 exactly if the weights are integers; else in float32."""
     attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups,
                   "kernel_shape": list(weight.shape[2:])}
     source = r.bytes_of.get(r.value(x))
@@ -44,11 +44,11 @@ def convolution(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tenso
 
 
 def precise(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, attributes: dict[str, Any]) -> str:
-    """Return a convolution of float64, which runtimes lack.
+    """Return a convolution in float64, which runtimes lack.
 
     With a kernel of one place it is a matrix product. Otherwise x is cut into parts of so few bits that float32 rounds no sum
-    of their products with the integers of the weights: the parts' convolutions, weighted, are that of the 44 leading bits of x.
-    Weights that are no integers times a step for each channel are convolved in float32.
+    of their products with the integers of the weights. The convolutions of the parts add up to that of the 44 leading bits of
+    x. Weights that are not integers times a step for each channel are convolved in float32.
     """
     found = integers(weight)
     plain = attributes["group"] == 1 and set(attributes["strides"]) == {1} and not any(attributes["pads"])
@@ -66,7 +66,7 @@ def precise(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, attributes: dic
     def number(value: float) -> str:
         return r.constant(value, np.float64)
 
-    # The power of two above the largest magnitude; a hair more, lest the logarithm be rounded down.
+    # The power of two above the largest magnitude; a little more, in case the logarithm was rounded down.
     largest = r.node("Max", r.node("ReduceMax", r.node("Abs", r.value(x)), keepdims=0), number(1e-30))
     exponent = r.node("Ceil", r.node("Add", r.node("Mul", r.node("Log", largest), number(1 / math.log(2))), number(1e-9)))
     scale = r.node("Pow", number(2.0), exponent)
@@ -82,7 +82,7 @@ def precise(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, attributes: dic
 
 
 def bytes_as(r: Recorder, numerators: Tensor, dtype: torch.dtype) -> str:
-    """Return integers in a floating-point type; the file holds them as bytes, with a zero point where they fit only so."""
+    """Return integers in a floating-point type; the file holds them as bytes, with a zero point if they need one."""
     zero = -numerators.min().clamp(max=0)
     if numerators.abs().max() <= LARGEST:
         return r.cast(r.value(numerators.to(torch.int8)), dtype)
@@ -92,7 +92,7 @@ def bytes_as(r: Recorder, numerators: Tensor, dtype: torch.dtype) -> str:
 
 
 def linear_map(r: Recorder, out: Tensor, x: Tensor, *arguments: Any, function: Callable[..., Tensor], **named: Any) -> str:
-    """Return a pooling or an upsampling, which maps the places of each channel alike, as the product with a matrix.
+    """Return a pooling or an upsampling as a product with a matrix, since it maps the places of all channels alike.
 
     Raises:
         ValueError: the matrix is too large for a file.
@@ -124,7 +124,7 @@ def average_pool(r: Recorder, out: Tensor, x: Tensor, kernel: list[int], stride:
 
 
 def integers(weight: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor] | None:
-    """Return (numerators, steps [C']) with weight [C', ...] = steps · numerators, None where it is not of that kind."""
+    """Return (numerators, steps [C']) with weight [C', ...] = steps · numerators; None if there are none."""
     steps = [common_step(channel, tolerance) for channel in weight.double()]
     if None in steps:
         return None

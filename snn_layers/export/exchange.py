@@ -1,8 +1,8 @@
 """An unsigned spiking network with the neurons of another library, to train, measure or deploy it with that library.
 
 Only the neurons change: each becomes a module of SpikingJelly, snnTorch or Sinabs that starts at half its threshold, resets by
-subtraction and fires at most once a step. The library's own module is `neuron.module`; what stands around it unfolds time and
-starts the membrane anew in each pass. None of the three has the signed neuron, or a delay.
+subtraction and fires at most once a step. The library's own module is `neuron.module`; a wrapper unfolds time and starts the
+membrane anew in each pass. None of the three libraries has the signed neuron or a delay.
 """
 
 from importlib import import_module
@@ -17,10 +17,10 @@ from ..neuron import IFNeuron
 
 
 def exchange(snn: Network, library: str) -> Network:
-    """Return the network with the neuron modules of a library in place of ours; parameters are shared, input and output stay.
+    """Return the network with a library's neurons in place of ours; parameters are shared, input and output stay the same.
 
     Args:
-        snn: what `to_spiking` returns for unsigned neurons without a delay.
+        snn: a spiking network of unsigned neurons without a delay.
         library: "spikingjelly", "snntorch" or "sinabs".
 
     Raises:
@@ -81,7 +81,7 @@ class LibraryNeuron(IFNeuron):
 
 
 class SpikingJellyNeuron(LibraryNeuron):
-    """spikingjelly.activation_based.neuron.IFNode, many steps at once, soft reset; its reset puts the membrane at the start."""
+    """spikingjelly.activation_based.neuron.IFNode, many steps at once, soft reset."""
 
     package = "spikingjelly.activation_based.neuron"
 
@@ -100,8 +100,8 @@ class SpikingJellyNeuron(LibraryNeuron):
 class SnnTorchNeuron(LibraryNeuron):
     """snntorch.Leaky that does not leak, step by step.
 
-    Its surrogate fires above the threshold, ours at it too: the smallest number on top of v - θ makes a tie a spike and changes
-    no other. It subtracts the threshold at the start of the next step, so that v and I are summed in another order.
+    Its surrogate fires above the threshold, ours also at it: the smallest number added to v - θ turns a tie into a spike and
+    changes nothing else. It subtracts the threshold at the start of the next step, so that v and I are summed in another order.
     """
 
     package = "snntorch"
@@ -122,7 +122,7 @@ class SnnTorchNeuron(LibraryNeuron):
 
 
 class SinabsNeuron(LibraryNeuron):
-    """sinabs.layers.IAF with SingleSpike and MembraneSubtract, without a lowest membrane; it wants [B, T, ...]."""
+    """sinabs.layers.IAF with SingleSpike and MembraneSubtract, without a lower bound of the membrane; it takes [B, T, ...]."""
 
     package = "sinabs"
 

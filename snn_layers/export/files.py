@@ -19,7 +19,7 @@ METADATA = "metadata.json"  # in a .pt2 file
 
 
 def check_file(path: Path) -> None:
-    """Raise ValueError if no network can leave as such a file; ModuleNotFoundError if a package for it is missing."""
+    """Raise ValueError for a file of another kind, ModuleNotFoundError if a package for it is missing."""
     if path.suffix not in KINDS:
         raise ValueError(f"{path}: a network leaves as {' or '.join(KINDS)}")
     if path.suffix == ".onnx":
@@ -32,18 +32,18 @@ def check_file(path: Path) -> None:
 
 @torch.no_grad()
 def network_file(network: Network, path: Path, size: tuple[int, ...], metadata: dict[str, Any]) -> bytes:
-    """Return the contents of a file of a quantized or a spiking network; `Exported` says what it takes and gives.
+    """Return the contents of a file of a quantized or a spiking network; for inputs and outputs see `Exported`.
 
-    It holds the weights as integers and computes with spikes or counts as bytes; batches may have any size.
+    It holds weights as integers, and spikes or counts as bytes; batches may have any size.
 
     Args:
         network: on a CPU.
         path: ends in .onnx or .pt2; nothing is written.
         size: of an image, (C, H, W).
-        metadata: what the file says of itself: numbers, text, lists of them; None is left out.
+        metadata: facts that the file holds: numbers, text, lists of them; None is left out.
 
     Raises:
-        ValueError: another ending, a float network, or an operator that has no counterpart; names it and its unit.
+        ValueError: another ending, a float network, or an operator without a counterpart; names the operator and its unit.
         ModuleNotFoundError: ONNX is not installed.
     """
     check_file(path)

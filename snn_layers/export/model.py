@@ -17,10 +17,10 @@ def onnx_model(network: Exported, images: Tensor, metadata: dict[str, str]) -> o
 
     Args:
         images: an example [B, C, H, W], B no divisor of T.
-        metadata: what the file says of itself.
+        metadata: facts that the file holds.
 
     Raises:
-        ValueError: an operator that has no counterpart; names it and its unit.
+        ValueError: an operator without a counterpart; names the operator and its unit.
     """
     nodes, constants, outputs = record(network, images, OPERATORS)
     nodes, constants = used(nodes, constants, set(outputs))

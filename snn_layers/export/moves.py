@@ -22,7 +22,7 @@ def reshaped(r: Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
 
 
 def expand(r: Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> str:
-    """Return x repeated along axes of size 1, or new ones in front."""
+    """Return x repeated along axes of size 1, or new first ones."""
     old = [1] * (out.dim() - x.dim()) + list(x.shape)
     sizes = [1 if before == after else after for before, after in zip(old, out.shape, strict=True)]
     return r.node("Expand", r.value(x), r.constant(sizes, np.int64))
@@ -78,12 +78,12 @@ def flip(r: Recorder, out: Tensor, x: Tensor, axes: list[int]) -> str:
 
 
 def concatenate(r: Recorder, out: Tensor, parts: list[Tensor], axis: int = 0) -> str:
-    """Return parts one after the other."""
+    """Return parts joined along an axis."""
     return r.node("Concat", *(r.value(part, out.dtype) for part in parts), axis=axis)
 
 
 def stack(r: Recorder, out: Tensor, parts: list[Tensor], axis: int = 0) -> str:
-    """Return parts along a new axis."""
+    """Return parts joined along a new axis."""
     place = r.constant([axis % out.dim()], np.int64)
     return r.node("Concat", *(r.node("Unsqueeze", r.value(part, out.dtype), place) for part in parts), axis=axis % out.dim())
 
@@ -109,7 +109,7 @@ def pad(r: Recorder, out: Tensor, x: Tensor, amounts: list[int], value: float = 
 
 
 def shuffle(r: Recorder, out: Tensor, x: Tensor, groups: int) -> str:
-    """Return the channels of groups dealt in turn."""
+    """Return channels dealt from their groups in turn."""
     order = torch.arange(x.shape[1]).view(groups, -1).T.flatten()
     return r.node("Gather", r.value(x), r.value(order), axis=1)
 

@@ -1,4 +1,4 @@
-"""What leaves PyTorch: a deployed network with spikes, or the counts of a quantized network, as bytes."""
+"""Networks as files hold them: a deployed network with spikes, or a quantized network with counts, as bytes."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..step_norm import refuse_steps
 
 
 class ByteConv(nn.Module):
-    """Convolution of bytes x - zero, in a floating-point type: where the weights are integers a file has ConvInteger for it."""
+    """Convolution of bytes x - zero, in a floating-point type; if the weights are integers, a file has ConvInteger for it."""
 
     def __init__(self, weight: Tensor, geometry: Geometry, zero: int):
         super().__init__()
@@ -34,12 +34,12 @@ class ByteConv(nn.Module):
 
 
 class ByteConvolution:
-    """What a `Deployed` takes as its convolution: how bytes are stored, and what convolves them.
+    """The convolution of a `Deployed` network: it says how bytes are stored, and makes the layers that convolve them.
 
     Args:
         zero: byte that stands for 0.
         most: largest magnitude of a byte minus zero.
-        rounds: weights that are no integers are convolved in float32, as `Deployed` does, and not in float64.
+        rounds: weights that are not integers are convolved in float32, as `Deployed` does, not in float64.
     """
 
     dtype = torch.uint8
@@ -48,13 +48,13 @@ class ByteConvolution:
         self.zero, self.most, self.rounds = zero, most, rounds
 
     def __call__(self, weight: Tensor, geometry: Geometry, total: int, integral: bool) -> ByteConv:
-        """Return the convolution of sums of `total` bytes with these numerators, in float32 where that holds every sum."""
+        """Return the convolution of sums of `total` bytes with these numerators, in float32 if that holds every sum."""
         exact = integral and self.most * total * weight.abs().flatten(1).sum(1).max() < EXACT
         return ByteConv(weight.float() if exact or self.rounds else weight.double(), geometry, self.zero * total)
 
 
 class Activation(nn.Module):
-    """What follows the accumulators of a unit; the constants are those of its fused neuron."""
+    """The activation on the accumulators of a unit; the constants are those of its fused neuron."""
 
     def __init__(self, neuron: FusedNeuron):
         super().__init__()
@@ -71,7 +71,7 @@ class Activation(nn.Module):
 
 
 class Spikes(Activation):
-    """The fused neuron on accumulators as a convolution puts them out, unrolled over time."""
+    """The fused neuron on the accumulators of a convolution, unrolled over time."""
 
     def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
         """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
@@ -91,7 +91,7 @@ class Counts(Activation):
     """The quantized activation k·θ/T as its count k = clip(round(T·x/θ), 0, T), computed in float64.
 
     Args:
-        mean: the unit gives x; otherwise it gives accumulators of counts, which stand for T·x, as the bias does T times.
+        mean: the unit outputs x; otherwise it outputs accumulators of counts, that is T·x, and the bias counts T times.
     """
 
     def __init__(self, neuron: FusedNeuron, mean: bool):
@@ -119,10 +119,10 @@ class Counts(Activation):
 
 
 class Exported(nn.Module):
-    """A network as files have it: images [B, C, H, W] to outputs by name, without a look at values.
+    """A network as files hold it: images [B, C, H, W] to outputs by name, without checks of values.
 
-    Outputs are "logits" [B, classes] and, of a spiking network, "readouts" [T, B, classes] after 1..T steps; where a network has
-    several outputs, "logits.NAME" and "readouts.NAME".
+    Outputs are "logits" [B, classes] and, of a spiking network, "readouts" [T, B, classes] after 1..T steps; a network of
+    several outputs has "logits.NAME" and "readouts.NAME".
     """
 
     def __init__(self, deployed: Deployed, spiking: bool):
@@ -130,7 +130,7 @@ class Exported(nn.Module):
         self.deployed, self.spiking = deployed, spiking
 
     def at(self, place: str) -> None:
-        """Say what runs next; see `record`."""
+        """Name the unit that runs next; see `record`."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""
@@ -156,10 +156,10 @@ def named(stem: str, outputs: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def exported(network: Network) -> Exported:
-    """Return a quantized or a spiking network as files have it; it shares no tensors that training changes.
+    """Return a quantized or a spiking network as files hold it; it shares no tensor that training changes.
 
     Raises:
-        ValueError: a float network, neurons of one's own, or, not spiking, BN of each time step.
+        ValueError: a float network, neurons of one's own, or an ANN with BN of each time step.
     """
     spiking = network.neuron is not None
     if spiking and network.neuron not in NEURONS:
@@ -170,7 +170,7 @@ def exported(network: Network) -> Exported:
     most = 1 if spiking else network.time_steps
     deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False, summing=False)
     for unit in deployed.body:
-        if isinstance(unit, ExactUnit):  # it looks for NaN in what is called images, and a file cannot
+        if isinstance(unit, ExactUnit):  # it checks the images for NaN, and a file cannot
             unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)
         unit.neuron = Spikes(unit.neuron) if spiking else Counts(unit.neuron, isinstance(unit, ExactUnit))
         if most * most_added(network) > torch.iinfo(torch.uint8).max:
@@ -179,12 +179,12 @@ def exported(network: Network) -> Exported:
         for name in deployed.thetas:
             deployed.thetas[name] = deployed.thetas[name] / network.time_steps  # of one count
         deployed.time_steps = 1
-    # In PyTorch's channels-last format some operators write strides in place, which no file knows.
+    # In PyTorch's channels-last format some operators write strides in place, which no file can hold.
     return Exported(deployed, spiking).eval().to(memory_format=torch.contiguous_format)
 
 
 def most_added(snn: Network) -> int:
-    """Return how many values average pooling adds up at most, where it works on spikes as they are stored."""
+    """Return the most values that average pooling adds up where it works on spikes as they are stored."""
     channels: dict[str, int] = {}
     forms = [normal_form(snn, unit, channels) for unit in snn.graph.units]
     return max((term.piece.total for form in forms if form is not None for term in form.terms), default=1)

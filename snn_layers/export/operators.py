@@ -1,7 +1,7 @@
 """PyTorch's operators as ONNX's: each function adds the nodes of one call and returns the name of its value.
 
-They take (recorder, output, *arguments of the PyTorch operator). Sums and comparisons stay in the number type that PyTorch uses;
-onnxruntime has no convolution in float64, for which see `precise`.
+They take (recorder, output, *arguments of the PyTorch operator). Sums and comparisons keep PyTorch's number type. onnxruntime
+has no convolution in float64: see `precise`.
 """
 
 from collections.abc import Callable
@@ -107,9 +107,9 @@ def cumulative(r: Recorder, out: Tensor, x: Tensor, axis: int, **_: Any) -> str:
 
 
 def matrix_product(r: Recorder, out: Tensor, a: Tensor, b: Tensor) -> str:
-    """Return a · b; the file holds a float32 matrix b of integers times a step, as of a last layer with 8 bits, as bytes.
+    """Return a · b; the file holds a float32 matrix b of integers times a step, such as the 8-bit last layer, as bytes.
 
-    Not by DequantizeLinear: onnxruntime then rounds a to bytes too.
+    DequantizeLinear would not do: onnxruntime then rounds a to bytes too.
     """
     step = None
     if id(b) not in r.values and b.dtype == torch.float32 and b.dim() == 2:

@@ -1,7 +1,7 @@
 """A network's operators on an example, recorded as the nodes of an ONNX graph.
 
-The network runs once on a few images, and each operator that sees what depends on them becomes nodes: a loop over time is thereby
-unrolled, and what depends on weights alone becomes a constant. Axis 0 holds the batch, or axis 1 behind one of time.
+The network runs once on a few images. Each operator on values that depend on them becomes nodes, so that a loop over time is
+unrolled; a value that depends on weights alone becomes a constant. Axis 0 holds the batch, or axis 1 if axis 0 is time.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ class Recorder(TorchDispatchMode):
     """Records operators as nodes.
 
     Args:
-        images: the example; its value is called "images". T is no multiple of their number.
+        images: the example; its value is named "images". T is not a multiple of their number.
         operators: (recorder, output, *arguments) -> name of the value, or names, by the name of a PyTorch operator.
 
     Attributes:
         nodes, constants: of the graph so far.
-        place: what is running, for names and errors.
-        bytes_of: {value: (value of bytes, their zero)} of numbers that are bytes minus a zero.
+        place: the unit that is running, for names and errors.
+        bytes_of: {value: (value of bytes, their zero)}, for numbers that are bytes minus a zero.
     """
 
     def __init__(self, images: Tensor, operators: Operators):
@@ -42,18 +42,18 @@ class Recorder(TorchDispatchMode):
         self.constants: list[Any] = []
         self.bytes_of: dict[str, tuple[str, int]] = {}
         self.values: dict[int, str] = {id(images): "images"}
-        self.kept: list[Any] = [images]  # a tensor that is freed would leave its id to another
+        self.kept: list[Any] = [images]  # a freed tensor would leave its id to another one
         self.taken: dict[str, int] = {}
         self.known: dict[Any, str] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Run an operator, and record it if it sees what depends on the images."""
+        """Run an operator, and record it if its inputs depend on the images."""
         result = function(*args, **(kwargs or {}))
         if not any(isinstance(value, Tensor) and id(value) in self.values for value in tree_leaves((args, kwargs or {}))):
             return result
         name = function.overloadpacket.__name__
         if name not in self.operators:
-            raise ValueError(f"{self.place}: the operator {name} has no counterpart in ONNX that is known here")
+            raise ValueError(f"{self.place}: the operator {name} has no known counterpart in ONNX")
         outputs = self.operators[name](self, result, *args, **(kwargs or {}))
         found = result if isinstance(result, tuple | list) else [result]
         for tensor, value in zip(found, [outputs] if isinstance(outputs, str) else outputs, strict=False):
@@ -113,7 +113,7 @@ class Recorder(TorchDispatchMode):
 
 
 class CircularPadding(TorchFunctionMode):
-    """Pads circularly by slices and concatenation: PyTorch writes into a new tensor, of which there is no value to follow."""
+    """Pads circularly by slices and concatenation, since PyTorch writes into a new tensor, which cannot be followed."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Call a function."""
@@ -126,7 +126,7 @@ class CircularPadding(TorchFunctionMode):
 
 
 def around(x: Tensor, axis: int, low: int, high: int) -> Tensor:
-    """Return x with its last `low` places in front of an axis, and its first `high` ones behind."""
+    """Return x with its last `low` places put before an axis, and its first `high` ones after it."""
     size = x.shape[axis]
     return torch.cat((x.narrow(axis, size - low, low), x, x.narrow(axis, 0, high)), axis)
 
@@ -135,7 +135,7 @@ def record(network: nn.Module, images: Tensor, operators: Operators) -> tuple[li
     """Return (nodes, constants, outputs) of a network on an example.
 
     Args:
-        network: maps images to a dict of outputs; where it has an attribute `at`, that is called with what runs next.
+        network: maps images to a dict of outputs; its attribute `at`, if it has one, is called with the name of what runs next.
     """
     recorder = Recorder(images, operators)
     network.at = lambda place: setattr(recorder, "place", place)

@@ -1,4 +1,4 @@
-"""Layer-wise fine-tuning: each unit of a spiking network learns to put out what its quantized ANN puts out."""
+"""Layer-wise tuning: each unit of a spiking network learns the output of the same unit of its quantized ANN."""
 
 import math
 from collections.abc import Callable
@@ -25,10 +25,10 @@ class FinetuneConfig:
     Attributes:
         epochs: passes over the batches, per unit.
         lr, momentum, weight_decay: of SGD.
-        force: keep the state after each epoch; otherwise only where the accuracy on the check images rose.
-        online: draw fresh batches in each pass and run the network up to the unit (published; O(L²) in the number of
-            units). Otherwise the batches are drawn once and their states advance unit by unit: O(L), in the memory of
-            one byte per spike and ANN activation.
+        force: keep the state after each epoch; otherwise only if the accuracy on the check images rose.
+        online: draw fresh batches in each pass and run the network up to the unit (published; time O(L²) in the number of
+            units). Otherwise the batches are drawn once and their values advance unit by unit: time O(L), memory one byte per
+            spike and ANN activation.
         compile: compile the neuron that fires the kept states and the check images, see `deploy`.
     """
 
@@ -43,7 +43,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class TunedUnit:
-    """What tuning came to for one unit; accuracies in percent on the check images, losses before and in each epoch."""
+    """The result of tuning one unit: accuracies in percent on the check images, losses before and in each epoch."""
 
     name: str
     accuracy_before: float
@@ -54,7 +54,7 @@ class TunedUnit:
 
 @dataclass(frozen=True)
 class UnitProgress:
-    """How far a unit is between two epochs, beside its weights, which are those last kept: plain values, to be saved.
+    """How far a unit is between two epochs, as plain values to be saved beside the weights last kept.
 
     Attributes:
         before, best: accuracy in percent on the check images, of the unit as it was and as it is kept.
@@ -73,11 +73,11 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
              first: int = 1, on_unit: Callable[[int, TunedUnit], None] | None = None,
              bar: Bar | None = None, average_: Average | None = None,
              on_epoch: Callable[[UnitProgress], None] | None = None, started: UnitProgress | None = None) -> list[TunedUnit]:
-    """Tune the hidden units of `snn`, in place, in forward order; never one that sees images only, never the readout.
+    """Tune the hidden units of `snn`, in place, in forward order; never a unit that sees only images, never the readout.
 
     For a unit with spike input S: x̄ = mean_T S, ȳ = mean_T of its spike output, o = the unit as ANN layer on x̄ with BN in
     eval mode, out = o + (ȳ - o).detach(), loss = MSE(out, output of the ANN's unit). Trained are weights, biases,
-    weight clips, BN scale and shift of all that lies between its sources and it; thresholds and BN statistics stay.
+    weight clips, BN scale and shift of all layers between the unit and its sources; thresholds and BN statistics stay.
 
     Args:
         snn: a spiking network; it may share its parameters with `ann`, which is copied first.
@@ -87,10 +87,10 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         first: index of the unit to start with, to go on after an interruption.
         on_unit: called with (index, result) after each unit.
         bar: called with (items, name), returns the items; shows the progress of a pass.
-        average_: called with tensors that it is to average, in place, over processes that tune on parts of the batches: the
-            gradients of the unit, and counts. Nothing else is exchanged, and all processes keep the same weights.
+        average_: averages tensors, in place, over processes that tune on parts of the batches: the gradients of the unit, and
+            counts. Nothing else is exchanged, and all processes keep the same weights.
         on_epoch: called after each epoch of a unit but its last.
-        started: how far the first unit is, to go on within its epochs.
+        started: how far the first unit is; its remaining epochs follow.
 
     Returns:
         one result per tuned unit.
@@ -120,10 +120,10 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
 
 
 def refuse_shared_weights(snn: Network) -> None:
-    """Raise ValueError, with its name, for a weight that two parts call, of which one would be tuned.
+    """Raise ValueError if two parts call one weight and one of them would be tuned; names the weight.
 
-    A value that several units read is no such weight. Its layers belong to the first unit that reads it: they learn
-    there, and later readers see spikes that these layers, as they then are, make. For them it is an input like another.
+    A value that several units read is no such weight. Its layers belong to the first unit that reads it and learn there.
+    For later units it is an input like any other.
     """
     owner: dict[str, Part] = {}
     for part in snn.graph.parts:
@@ -137,7 +137,7 @@ def refuse_shared_weights(snn: Network) -> None:
 
 
 class _Tuner:
-    """The tuning of one unit after the other, on what `data` gives it."""
+    """Tunes one unit after the other on the values that `data` gives."""
 
     def __init__(self, data: UnitData, config: FinetuneConfig):
         self.data, self.config = data, config
@@ -145,7 +145,7 @@ class _Tuner:
 
     def tune(self, index: int, on_epoch: Callable[[UnitProgress], None] | None = None,
              started: UnitProgress | None = None) -> TunedUnit:
-        """Tune the unit `index`, from where it has been `started`, and keep the best state."""
+        """Tune the unit `index`, going on from `started`, and keep the best state."""
         config, name = self.config, self.data.units[index].name
         unit = self.data.snn.excerpt(self.data.units[index])
         optimizer = torch.optim.SGD(trained_parameters(unit), config.lr, config.momentum, weight_decay=config.weight_decay)
@@ -165,7 +165,7 @@ class _Tuner:
             else:
                 unit.load_state_dict(kept[0])
                 self.data.learned(index)
-                optimizer.load_state_dict(deepcopy(kept[1]))  # it would go on in the snapshot's momentum
+                optimizer.load_state_dict(deepcopy(kept[1]))  # the optimizer would change the snapshot's momentum
             if on_epoch is not None and epoch + 1 < config.epochs:
                 on_epoch(UnitProgress(before, best, kept_epochs, tuple(losses), kept[1]["state"]))
         self.accuracy = best
@@ -183,7 +183,7 @@ class _Tuner:
             losses.append(loss.detach())
         mean = torch.stack(losses).double().mean().item() if losses else 0.0
         found = fault(unit) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
-        if found is not None:  # spikes hide it: a neuron whose current is NaN is merely silent
+        if found is not None:  # spikes hide NaN: a neuron whose current is NaN is just silent
             raise ValueError(f"{found} after {self.data.name(index, epoch)}")
         self.data.learned(index)
         return mean
@@ -198,7 +198,7 @@ def unit_loss(snn: Network, unit: Part, means: Values, spike_rate: Tensor, targe
     """Return the squared error of a spiking unit's mean output ȳ, with the gradient of the unit as ANN layer.
 
     Args:
-        means: x̄ [B, ...] of all that the unit reads.
+        means: x̄ [B, ...] of the values that the unit reads.
         spike_rate: ȳ [B, ...], the mean of the unit's spike output.
         target: the ANN's output at this unit [B, ...].
     """

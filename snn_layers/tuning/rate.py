@@ -13,11 +13,11 @@ from ..step_norm import refuse_steps
 
 
 def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) -> Tensor:
-    """Return the spiking network's logits [B, classes], with the gradient of the ANN that its firing rates run through.
+    """Return the spiking network's logits [B, classes], with the gradient of its ANN at the firing rates.
 
     Per unit, S its spike input, x̄ = mean_T S: o = the unit as ANN layer on x̄, ȳ = mean_T of its spikes,
-    out = o + (ȳ - o).detach(). Each x̄ has the value of the spikes and the gradient of the rates in front of it, so a
-    step costs one spiking forward pass without graph, one ANN forward and one ANN backward pass, whatever T is.
+    out = o + (ȳ - o).detach(). Each x̄ has the value of the spikes and the gradient of the rates before it. So a step
+    costs one spiking forward pass without a graph, one ANN forward and one ANN backward pass, whatever T is.
 
     Args:
         snn: a spiking network, in eval mode.
@@ -25,7 +25,7 @@ def rate_logits(snn: Network, images: Tensor, spike_rates: dict[str, Tensor]) ->
         spike_rates: ȳ [B, ...] of each unit on these images, by its name.
 
     Source: after rate-based backpropagation (Yu et al., NeurIPS 2024); here the rate function is the quantized
-    activation, which is what the neuron computes where its input arrives evenly.
+    activation, which the neuron computes where its input arrives evenly.
     """
     values = {INPUT: images}
     for unit in snn.graph.units:
@@ -45,10 +45,10 @@ def firing_rates(snn: Network, images: Tensor) -> dict[str, Tensor]:
 
 
 def unit_rate(snn: Network, unit: Part, means: Values, spike_rate: Tensor) -> tuple[Tensor, Values]:
-    """Return `spike_rate` [B, ...], ȳ, with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach(); and what it shares.
+    """Return ȳ [B, ...] with the gradient of o, the unit as ANN layer: o + (ȳ - o).detach(); and the values that it shares.
 
     Args:
-        means: what the unit reads, as means over time [B, ...].
+        means: the values that the unit reads, as means over time [B, ...].
     """
     current, shared = snn.run(unit, means, 1)
     neuron = snn.activation(unit.name)
@@ -56,11 +56,11 @@ def unit_rate(snn: Network, unit: Part, means: Values, spike_rate: Tensor) -> tu
 
 
 class RateNetwork(nn.Module):
-    """A spiking network for a training loop; BN statistics and thresholds stay, so it is always in eval mode.
+    """A spiking network for a training loop. BN statistics and thresholds stay, so it is always in eval mode.
 
     Args:
         snn: the network that is trained.
-        deployed: let its deployment, made anew in each step, fire the spikes; otherwise the plain layers do.
+        deployed: its deployment, made anew in each step, fires the spikes; otherwise the plain layers do.
         compile: see `deploy`.
 
     Raises:

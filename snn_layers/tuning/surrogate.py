@@ -10,7 +10,7 @@ SURROGATES = ("rectangle", "triangle")
 
 
 def surrogate_slope(distance: Tensor, surrogate: str = "rectangle") -> Tensor:
-    """Return what stands for the derivative of a spike by the membrane, in 1/θ; its integral is 1.
+    """Return the surrogate for the derivative of a spike by the membrane, in 1/θ; its integral is 1.
 
         rectangle: 1 where |d| < 1/2, else 0 (as booleans: it is kept for the backward pass)
         triangle:  max(0, 1 - |d|)
@@ -26,9 +26,9 @@ def surrogate_slope(distance: Tensor, surrogate: str = "rectangle") -> Tensor:
 
 
 def slopes_of(membrane: Tensor, threshold: Tensor, fired: Tensor | None, surrogate: str) -> Tensor:
-    """Return the slope of a spike at a membrane [B, ...]; `fired`, n of a signed neuron, opens the slope of taking one back.
+    """Return the slope of a spike at a membrane [B, ...]; `fired` is n of a signed neuron, None of an unsigned one.
 
-    The two slopes, around θ and around 0, add up: an interval of 2θ for the rectangle.
+    Where n > 0 a spike may be taken back: the slopes around θ and around 0 add up, for the rectangle to an interval of 2θ.
     """
     slope = surrogate_slope(membrane / threshold - 1, surrogate)
     if fired is None:
@@ -67,7 +67,7 @@ class _ThroughTime(torch.autograd.Function):
         steps = len(slopes)
         carried, by_current = torch.zeros_like(grad[0]), []
         for step in reversed(range(steps)):
-            # With h the membrane that fires, v = h - s·θ what it leaves, and ds/dh = slope/θ:
+            # h is the membrane that fires, v = h - s·θ the membrane after the reset, and ds/dh = slope/θ:
             # dL/dh = slope · dL/ds / θ + (1 - slope) · dL/dv, and v is a summand of the next h.
             carried = torch.lerp(carried, grad[step] / threshold, slopes[step].to(grad.dtype))
             enters = min(step + ctx.delay, steps - 1)  # the last input that this step has waited for

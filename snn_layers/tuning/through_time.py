@@ -19,7 +19,7 @@ NORMS = ("step", "shared", "frozen")
 
 
 class TimeNeuron(IFNeuron):
-    """An IF neuron with a gradient while it trains; in eval mode it is the IF neuron."""
+    """An IF neuron that has a gradient in training mode; in eval mode it is the IF neuron."""
 
     surrogate = "rectangle"
 
@@ -51,8 +51,8 @@ class TimeConfig:
     """How a network trains through time.
 
     Attributes:
-        norm: "step": BN gets statistics, scale and shift of each time step; "shared": one BN for all steps learns statistics
-            of the spikes; "frozen": BN keeps the statistics that it has. A network that has BN of each step keeps it.
+        norm: "step": BN gets statistics, scale and shift of each time step; "shared": one BN for all steps learns the statistics
+            of the spikes; "frozen": BN keeps its statistics. A network that has BN of each step keeps it.
         surrogate: see `surrogate_slope`.
     """
 
@@ -64,7 +64,7 @@ class ThroughTime(nn.Module):
     """A spiking network for a training loop, unrolled over its steps; thresholds stay.
 
     The network is changed in place: it gets parameters of its own, trainable neurons and, as the config asks, BN of each
-    step. `finished` gives it its neurons back.
+    step. `finished` puts its own neurons back.
 
     Args:
         snn: the network that is trained.
@@ -100,12 +100,12 @@ class ThroughTime(nn.Module):
 
     @torch.no_grad()
     def settle_(self, images: Tensor) -> None:
-        """Give BN the statistics of the spikes on images [N, 3, H, W], and what of them it takes to put out what it did before.
+        """Give BN the statistics of the spikes on images [N, 3, H, W], and a scale and shift that keep its output.
 
             γ' = γ · √(σ'² + ε) / √(σ² + ε),  β' = β + γ · (μ' - μ) / √(σ² + ε)
 
-        The network stays the function that it is, but for what one batch's statistics differ from these. Without it the first
-        batch in training mode is normalised to another network's means: those of each step must differ from step to step.
+        In eval mode the network computes the same as before. Without this, the first batch in training mode would be normalised to
+        the ANN's means, while the means of a spiking network differ from step to step.
         """
         sums: dict[nn.Module, Tensor] = {}
 
@@ -145,7 +145,7 @@ class ThroughTime(nn.Module):
 
 
 def spiking_norms(snn: Network) -> list[nn.Module]:
-    """Return the BN modules, without steps of their own yet, that see spikes and a neuron behind them."""
+    """Return the BN modules without steps of their own that spikes reach and that a neuron follows."""
     found = {node.target: snn.layer(node.target) for unit in snn.graph.units for node in unit.nodes
              if node.op == "call_module" and snn.graph.flow.folded(node)}
     return [module for module in found.values() if isinstance(module, models.NORMS)]

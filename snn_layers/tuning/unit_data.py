@@ -1,4 +1,4 @@
-"""What the units of a spiking network are tuned on: values of both networks, which advance from unit to unit."""
+"""The data on which the units of a spiking network are tuned: values of both networks, which advance from unit to unit."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,9 +16,9 @@ Average = Callable[[Iterable[Tensor]], None]
 
 
 class UnitData:
-    """The values of both networks around the unit that is tuned, and the accuracy behind it.
+    """The values of both networks around the unit that is tuned, and the accuracy after it.
 
-    The kept spikes are those of a deployment that takes over each unit as it learns.
+    The kept spikes come from a deployment that takes over each unit as it learns.
 
     Args:
         snn, ann, batches, check, bar, average_: as in `finetune`.
@@ -31,8 +31,8 @@ class UnitData:
         self.epochs, self.online, self.bar, self.average_ = epochs, online, bar, average_
         self.units = snn.graph.units
         self.deployed = deploy(snn, compile=compile)
-        # Of the training batches the SNN's values in front of the unit and the ANN's behind it; of the check batches the
-        # SNN's values and the labels; with the unit in front of which they are, 0 for images.
+        # Training batches: the SNN's values before a unit and the ANN's after it. Check batches: the SNN's values before a unit
+        # and the labels. Beside both the index of that unit, 0 for images.
         self.states: list[tuple[Values, Values]] | None = None
         self.check_states: list[tuple[Values, Tensor]] | None = None
         self.position = self.check_position = 0
@@ -42,7 +42,7 @@ class UnitData:
         self.deployed.update_(self.snn, self.units[index])
 
     def inputs(self, index: int, epoch: int) -> Iterator[tuple[Values, Tensor, Tensor]]:
-        """Yield what the unit `index` reads as means x̄, its spike output's mean ȳ and the ANN's output, batch by batch."""
+        """Yield, batch by batch, the means x̄ that the unit `index` reads, the mean ȳ of its spikes and the ANN's output."""
         return (self._online if self.online else self._kept)(index, epoch)
 
     @torch.no_grad()
@@ -65,11 +65,11 @@ class UnitData:
         if self.states is None:
             self.states = [({INPUT: images}, {INPUT: images}) for images, _ in self.batches]
         start, self.position = self.position, index
-        behind, unit = start + 1 if start else 0, self.units[index]
+        reached, unit = start + 1 if start else 0, self.units[index]
         for number, (snn, ann) in enumerate(self.bar(self.states, self.name(index, epoch))):
             # The advanced values replace the old ones one batch at a time: both lists together would need twice the memory.
             snn = self._spikes(snn, start, index)
-            for before in self.units[behind:index + 1]:
+            for before in self.units[reached:index + 1]:
                 ann = advance(self.ann, before, ann)
             self.states[number] = snn, ann
             target = unpacked(ann[unit.name])
@@ -83,11 +83,11 @@ class UnitData:
         return spikes_as_bytes(self.deployed.advance(values, start, stop), self.deployed.index)
 
     def name(self, index: int, epoch: int) -> str:
-        """Return what a pass of a unit is called."""
+        """Return the name of a pass of a unit, for messages."""
         return f"{self.units[index].name}, epoch {epoch + 1}/{self.epochs}"
 
     def advance_check(self, index: int) -> None:
-        """Bring the check images' values in front of the unit `index`; online they stay images."""
+        """Advance the check images' values up to the unit `index`; online they stay images."""
         if self.check_states is None:
             self.check_states = [({INPUT: images}, labels) for images, labels in self.check]
         if self.online:
@@ -97,7 +97,7 @@ class UnitData:
         self.check_position = index
 
     def accuracy(self, index: int) -> float:
-        """Return the accuracy of the spiking network on the check images in percent, run from where their states are."""
+        """Return the accuracy of the spiking network on the check images in percent, run from their kept values."""
         hits, count = 0, 0
         for state, labels in self.bar(self.check_states, f"{self.units[index].name}, check"):
             hits = hits + (self.deployed.finish(state, self.check_position).argmax(1) == labels).sum()
