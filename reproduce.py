@@ -1,4 +1,4 @@
-r"""Measure a table of the paper: plan its runs, make those that are missing, write the figures. Goes on where it was interrupted.
+r"""Measure a table of the paper: plan its runs, make those that are missing, write the results. It goes on after an interruption.
 
     python reproduce.py                                              # the plan of all tables, nothing is run
     python reproduce.py --table cifar10 --epochs-scale 0.15 --result result/mine    # plan and run; shortened, cosine
@@ -16,9 +16,9 @@ from pathlib import Path
 from utils import cli, script
 from utils.errors import UserError
 from utils.files import write_text
-from utils.study import figures, markdown, pictures, stages, table_file
-from utils.study.figures import PUBLISHED, Figure
+from utils.study import markdown, pictures, results, stages, table_file
 from utils.study.plan import Plan, duration
+from utils.study.results import PUBLISHED, Result
 from utils.study.tables import TABLES, Row, rows_of
 
 
@@ -27,15 +27,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--table", choices=TABLES, help="the table to measure (default: only plan, all of them)")
-    add("--list", action="store_true", help="only plan: what is there, what is missing, how long it would take")
+    add("--list", action="store_true", help="only plan: which runs are there, which are missing, how long they would take")
     add("--rows", nargs="+", default=[""], metavar="TEXT",
         help='only rows of these names, or whose name holds one of these, as "2 bits, signed"')
     add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0],
-        help="of training, calibration and fine-tuning; what draws nothing at random runs once (default: 0)")
+        help="of training, calibration and tuning; a run without random numbers runs once (default: 0)")
     add("--epochs-scale", type=cli.number(float, 0, 1, "part of the schedule"), default=1.0, metavar="PART",
         help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
     add("--amp", action="store_true", help="train in bfloat16")
-    add("--compile", action="store_true", help="train with compiled quantized activations")
+    add("--compile", action="store_true", help="compile the training steps of quantized networks")
     add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10, or ImageNet, is (default: data)")
     add("--study", type=Path, default=Path("result/study"), metavar="DIR", help="where the stages are (default: result/study)")
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.readme and (args.list or args.table is None):
         raise UserError(f"--readme {args.readme}: a plan makes no table; leave --list out and name a --table")
     if args.readme:
-        markdown.insert(args.readme.read_text(), args.table, "")  # markers that are missing, before hours of work
+        markdown.insert(args.readme.read_text(), args.table, "")  # missing markers are found before hours of work
     return args
 
 
@@ -62,7 +62,7 @@ def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
 
 
 def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:
-    """Return the rows of each table whose name is one of the texts, or holds one that is no row's whole name.
+    """Return the rows of each table whose name is one of the texts, or holds a text that is not the whole name of a row.
 
     Tables without such a row are left out.
 
@@ -78,33 +78,33 @@ def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]
     return {table: chosen for table, chosen in found.items() if chosen}
 
 
-def print_plan(rows: list[Row], plan: Plan, known: list[Figure]) -> None:
-    """Print each row with what is known of it, and what is missing."""
-    before = {figure.key: figure for figure in known}
+def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
+    """Print each row with its result, if known, and its missing runs."""
+    before = {result.key: result for result in known}
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
         state = "its network is not here" if row.name in plan.lost else state
         old = before.get(row.key)
-        figure = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
+        result = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
-        print(f"{row.name:<44}{state:>24}   {figure:<32}{published}")
+        print(f"{row.name:<44}{state:>24}   {result:<32}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
 
-def collect(rows: list[Row], study: Path) -> list[Figure]:
-    """Return the figures of the rows whose stages have all run."""
+def collect(rows: list[Row], study: Path) -> list[Result]:
+    """Return the results of the rows whose stages have all run."""
     found = []
     for row in rows:
         chains = [[stages.record_of(stage, study) for stage in chain] for chain in row.chains]
         if all(record is not None for records in chains for record in records):
-            found.append(figures.measured(row, chains))
+            found.append(results.measured(row, chains))
     return found
 
 
-def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
-    """Write the table with what is measured of the chosen rows; figures of others stay. Return all figures."""
+def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Result]:
+    """Write the table with the measured results of the chosen rows; results of others stay. Return all results."""
     path = args.result / f"table_{table}.json"
     found = table_file.merged(table_file.read(path), collect(chosen, args.study), [row.key for row in rows])
     if found:
@@ -114,11 +114,11 @@ def write(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespa
     return found
 
 
-def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Figure]:
-    """Plan a table's chosen rows and, unless only that was asked for, run what is missing; return all figures.
+def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespace) -> list[Result]:
+    """Plan a table's chosen rows and, unless only a plan was asked for, make the missing runs; return all results.
 
     Raises:
-        UserError: figures of other networks are there; at the end, rows could not be measured for want of their network.
+        UserError: results of other networks are there; at the end, rows could not be measured because their network is missing.
     """
     path = args.result / f"table_{table}.json"
     known = table_file.read(path)
@@ -145,8 +145,8 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     return found
 
 
-def main(argv: list[str] | None = None) -> dict[str, list[Figure]]:
-    """Run the script; return the figures of each table."""
+def main(argv: list[str] | None = None) -> dict[str, list[Result]]:
+    """Run the script; return the results of each table."""
     args = parse(argv)
     args.list = args.list or args.table is None
     rows = {table: table_rows(table, args) for table in ([args.table] if args.table else TABLES)}

@@ -58,12 +58,12 @@ def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monke
     argv = ["--table", "cifar10", "--rows", row.name, "--study", str(tmp_path), "--result", str(tmp_path)]
     assert reproduce.main([*argv, "--list"]) == {"cifar10": []}
     assert f"put them into {tmp_path / second.name}, {tmp_path / first.name}, or" in capsys.readouterr().out
-    with pytest.raises(UserError, match="1 rows need networks of which only the figures are here"):
+    with pytest.raises(UserError, match="1 rows need networks of which only the results are here"):
         reproduce.main(argv)
     # What can be measured is, before that is said.
     with pytest.raises(UserError, match="1 rows need networks"):
         reproduce.main([*argv, "--rows", row.name, "resnet20, 4 bits, ANN"])
-    assert [figure.method for figure in table_file.read(tmp_path / "table_cifar10.json")] == ["trained"]
+    assert [result.method for result in table_file.read(tmp_path / "table_cifar10.json")] == ["trained"]
     conversion.init.parent.mkdir()
     conversion.init.write_bytes(b"network")
     assert Plan([row], tmp_path).lost == {}

@@ -6,7 +6,7 @@ import pytest
 
 import reproduce
 from utils.errors import UserError
-from utils.study import figures, plan
+from utils.study import plan, results
 from utils.study.networks import Networks
 from utils.study.plan import Plan, Speed
 from utils.study.tables import TABLES, rows_of
@@ -60,8 +60,8 @@ def test_early_readouts_are_told_by_the_run_of_all_steps():
             if (row.bit, row.neuron) == (2, "signed")}
     assert list(rows) == ["1 of 3 steps", "2 of 3 steps", "converted", "delay 1", "delay 2", "delay 3"]
     result = {"ann": {"top1": 90.0}, "snn": {"top1": 80.0}, "readout": [20.0, 50.0, 80.0], "latency": 3, "seconds": 0.0}
-    found = [figures.measured(row, [[{"result": result, "revision": "r"}]]) for row in list(rows.values())[:3]]
-    assert [(figure.accuracies, figure.latency, figure.stages) for figure in found] == [
+    found = [results.measured(row, [[{"result": result, "revision": "r"}]]) for row in list(rows.values())[:3]]
+    assert [(result.accuracies, result.latency, result.stages) for result in found] == [
         ([accuracy], steps, ["resnet20-nets/2bit-signed-converted-seed0"]) for steps, accuracy in enumerate(result["readout"], 1)]
 
 

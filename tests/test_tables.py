@@ -1,4 +1,4 @@
-"""A table's figures: its files, its Markdown, and the copy in git against the records."""
+"""A table's results: its files, its Markdown, and the copy in git against the records."""
 
 import json
 import warnings
@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.study import figures, markdown, pictures, table_file
-from utils.study.figures import Figure
+from utils.study import markdown, pictures, results, table_file
+from utils.study.results import Result
 from utils.study.tables import rows_of
 
 ROOT = Path(__file__).parent.parent
 
 
-def figure(neuron: str, method: str, accuracies: list[float], seconds: list[float], **changes) -> Figure:
+def result(neuron: str, method: str, accuracies: list[float], seconds: list[float], **changes) -> Result:
     entry = {"dataset": "cifar10", "arch": "resnet20", "bit": 2, "neuron": neuron, "method": method, "accuracies": accuracies,
              "last": [], "anns": [88.5] * len(accuracies), "latency": 3, "seconds": seconds, "epochs": "45 of 300", "tuning": "",
              "published": None, "source": None, "stages": ["a"], "revisions": ["r"]}
-    return Figure(**(entry | changes))
+    return Result(**(entry | changes))
 
 
-TRAINED = figure("ANN", "trained", [88.5], [6000.0], last=[88.25], anns=[], latency=None, published=90.96, source="APoT")
-FIGURES = [TRAINED, figure("signed", "converted", [86.5], [0.0]), figure("signed", "calibrated", [87.0, 88.0], [30.0, 60.0],
+TRAINED = result("ANN", "trained", [88.5], [6000.0], last=[88.25], anns=[], latency=None, published=90.96, source="APoT")
+RESULTS = [TRAINED, result("signed", "converted", [86.5], [0.0]), result("signed", "calibrated", [87.0, 88.0], [30.0, 60.0],
                                                                        tuning="512", stages=["b0", "b1"])]
 
 
 def test_figures_survive_the_file_and_become_a_table(tmp_path):
     path = tmp_path / "table.json"
-    table_file.write(FIGURES, path)
-    assert table_file.read(path) == FIGURES
+    table_file.write(RESULTS, path)
+    assert table_file.read(path) == RESULTS
     last = path.with_suffix(".csv").read_text().splitlines()[3]
     assert last == "resnet20,2,signed,calibrated,87.500,0.707,2,,88.500,3,512,0.8,45 of 300,,"
-    title, _, head, _, *lines, _, notes, _, trained = markdown.table(FIGURES).splitlines()
+    title, _, head, _, *lines, _, notes, _, trained = markdown.table(RESULTS).splitlines()
     assert trained.startswith("Trained: the best epoch on the test set")
     assert title == "resnet20, 2 bits, T = 3; quantized ANN 88.50"
     assert lines[0] == "| ANN | trained | 88.50 (last epoch 88.25) |  | 90.96 | 45 of 300 |  |  | 100.0 |"
@@ -41,12 +41,12 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
     assert lines[2] == "| signed | calibrated | 87.50 ± 0.71 | -1.00 | none known | 45 of 300 | 3 | 512 | 0.8 |"
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert notes == "Published: 90.96: APoT"
-    bare = markdown.table([figure("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
+    bare = markdown.table([result("signed", "converted", [86.5], [0.0], epochs="see nets")]).splitlines()
     assert bare[2:] == ["| neuron | method | accuracy, % | to the ANN | latency, steps |", "|---|---|---|---|---|",
-                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "No published figures of these rows are known."]
+                        "| signed | converted | 86.50 | -2.00 | 3 |", "", "No published results of these rows are known."]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.draw("latency", FIGURES[1:2], tmp_path / "one point.png")
+        pictures.draw("latency", RESULTS[1:2], tmp_path / "one point.png")
     path.write_text('[{"bit": 2}]')
     with pytest.raises(UserError, match="no table of this version"):
         table_file.read(path)
@@ -55,7 +55,7 @@ def test_figures_survive_the_file_and_become_a_table(tmp_path):
 def test_a_picture_shows_the_figures_of_its_table(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda canvas, *_, **__: drawn.append(canvas))
-    pictures.draw("cifar10", FIGURES, tmp_path / "table.png")
+    pictures.draw("cifar10", RESULTS, tmp_path / "table.png")
     axes, = drawn[0].axes
     points = next(line for line in axes.lines if line.get_label() == "signed neurons")
     assert list(points.get_xdata()) == [86.5, 87.5]
@@ -64,31 +64,31 @@ def test_a_picture_shows_the_figures_of_its_table(tmp_path, monkeypatch):
 
 
 def test_new_figures_take_the_place_of_those_of_their_row_and_leave_others():
-    better = figure("signed", "converted", [87.5], [0.0], epochs="300")
-    order = [figure.key for figure in FIGURES]
-    assert table_file.merged(FIGURES, [better], order) == [TRAINED, better, FIGURES[2]]
-    assert table_file.merged([], [FIGURES[2], TRAINED], order) == [TRAINED, FIGURES[2]]
-    fewer = figure("signed", "calibrated", [88.0], [60.0], tuning="512", stages=["b1"])
-    assert table_file.merged(FIGURES, [fewer], order) == FIGURES
+    better = result("signed", "converted", [87.5], [0.0], epochs="300")
+    order = [result.key for result in RESULTS]
+    assert table_file.merged(RESULTS, [better], order) == [TRAINED, better, RESULTS[2]]
+    assert table_file.merged([], [RESULTS[2], TRAINED], order) == [TRAINED, RESULTS[2]]
+    fewer = result("signed", "calibrated", [88.0], [60.0], tuning="512", stages=["b1"])
+    assert table_file.merged(RESULTS, [fewer], order) == RESULTS
     anew = replace(fewer, accuracies=[86.0])
-    assert table_file.merged(FIGURES, [anew], order) == [*FIGURES[:2], anew]
+    assert table_file.merged(RESULTS, [anew], order) == [*RESULTS[:2], anew]
     other = replace(fewer, stages=["b2"], accuracies=[86.0], seconds=[9.0], revisions=["s"])
-    *_, three = table_file.merged(FIGURES, [other], order)
-    assert three == replace(FIGURES[2], accuracies=[87.0, 88.0, 86.0], anns=[88.5] * 3, seconds=[30.0, 60.0, 9.0],
+    *_, three = table_file.merged(RESULTS, [other], order)
+    assert three == replace(RESULTS[2], accuracies=[87.0, 88.0, 86.0], anns=[88.5] * 3, seconds=[30.0, 60.0, 9.0],
                             stages=["b0", "b1", "b2"], revisions=["r", "s"])
     renamed = replace(fewer, stages=["c0"])
-    assert table_file.merged(FIGURES, [renamed], order) == [*FIGURES[:2], renamed]
+    assert table_file.merged(RESULTS, [renamed], order) == [*RESULTS[:2], renamed]
 
 
 def test_figures_of_other_networks_do_not_get_into_a_table():
     rows = rows_of("cifar10", [0], Path("data"), Path("study"), scale=0.1)
     for bit, stage in ((2, "resnet20-30epochs/4bit-seed0"), (32, "resnet20-30epochs-compile/32bit-seed0")):
-        table_file.check_same([figure("ANN", "trained", [88.5], [1.0], bit=bit, stages=[stage])], rows, Path("table"))
-    compiled = [figure("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-compile/4bit-seed0"])]
-    with pytest.raises(UserError, match="has figures of resnet20-30epochs-compile"):
+        table_file.check_same([result("ANN", "trained", [88.5], [1.0], bit=bit, stages=[stage])], rows, Path("table"))
+    compiled = [result("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-compile/4bit-seed0"])]
+    with pytest.raises(UserError, match="has results of resnet20-30epochs-compile"):
         table_file.check_same(compiled, rows, Path("table"))
-    others = [figure("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-amp/4bit-seed0"])]
-    with pytest.raises(UserError, match="table has figures of resnet20-30epochs-amp, these rows are of resnet20-30epochs:"):
+    others = [result("ANN", "trained", [88.5], [1.0], stages=["resnet20-30epochs-amp/4bit-seed0"])]
+    with pytest.raises(UserError, match="table has results of resnet20-30epochs-amp, these rows are of resnet20-30epochs:"):
         table_file.check_same(others, rows, Path("table"))
 
 
@@ -103,10 +103,10 @@ def test_a_table_goes_between_its_markers():
 def test_the_page_in_git_shows_the_measured_table(path):
     page, measured = (ROOT / "result" / "tables.md").read_text(), table_file.read(path)
     assert markdown.insert(page, path.stem.removeprefix("table_"), markdown.table(measured)) == page
-    for figure in measured:
-        for stage, accuracy in zip(figure.stages, figure.accuracies, strict=True):
+    for result in measured:
+        for stage, accuracy in zip(result.stages, result.accuracies, strict=True):
             record = json.loads((ROOT / "result" / "study" / stage / "record.json").read_text())
-            result, revisions = record["result"], record["revision"].split(", ")
-            steps = figure.latency if " steps" in figure.method and "calibrated" not in figure.method else None
-            found = result["best"]["test_top1"] if figure.neuron == "ANN" else figures.spiking_accuracy(result, steps)
-            assert (found, set(revisions) <= set(figure.revisions)) == (accuracy, True), stage
+            run, revisions = record["result"], record["revision"].split(", ")
+            steps = result.latency if " steps" in result.method and "calibrated" not in result.method else None
+            found = run["best"]["test_top1"] if result.neuron == "ANN" else results.spiking_accuracy(run, steps)
+            assert (found, set(revisions) <= set(result.revisions)) == (accuracy, True), stage

@@ -1,8 +1,8 @@
 """Data, engine, checkpoints and command lines shared by the scripts, which import this package before torch.
 
-Threads of OpenMP that have no work wait by spinning, by default for about 15 ms before they sleep. Where another process needs
-their core, each of the thousand waits of a training step costs it that time. 5,000 turns, a quarter of a millisecond, are longer
-than what lies between two operations, and harm nobody. The library reads this once, when torch loads it.
+OpenMP threads without work spin, by default for about 15 ms, before they sleep. If another process needs their core, it loses
+that time at each of the thousand waits of a training step. 5,000 turns take a quarter of a millisecond: longer than the time
+between two operations, and short enough for others. The library reads this once, when torch loads it.
 """
 
 import os

@@ -11,7 +11,7 @@ from .data.imagenet import LOADERS
 from .distributed.processes import TIMEOUT
 from .parser import Parser, bits, boolean, count, number
 
-MAX_GPUS = 16  # per node; no larger index can be meant
+MAX_GPUS = 16  # GPUs of a node; a larger index is a mistake
 MAX_SEED = 2**32 - 1
 
 
@@ -20,7 +20,7 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
 
     Args:
         description: the script's docstring.
-        datasets: those that the script serves; only their families count.
+        datasets: those of the script; only their families count.
         batch_size: the default.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,13 +29,13 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
     known = "; ".join(f"{models.family(dataset)}: {', '.join(models.architectures(dataset))}" for dataset in datasets)
     defaults = " or ".join(DEFAULT_ARCH[models.family(dataset)] for dataset in datasets)
     add("-a", "--arch", help=f"{known}; torchvision:NAME; or FILE.py:FUNCTION, whose FUNCTION(num_classes=...) returns your "
-                             f"nn.Module (default: that of a checkpoint of ours, else {defaults})")
-    add("--bit", type=bits, help="bits of activations and weights: 2 to 8; 32 is float (default: that of a checkpoint of ours "
+                             f"nn.Module (default: that of the checkpoint, else {defaults})")
+    add("--bit", type=bits, help="bits of activations and weights: 2 to 8; 32 is float (default: those of the checkpoint "
                                  "that is evaluated or converted, else 32)")
     for name, what in (("--mean", "mean"), ("--std", "standard deviation")):
         add(name, type=number(float, 0, 1, what), nargs=3, metavar=("R", "G", "B"),
-            help=f"{what} of the pixels, on the scale 0 to 1, by which they are normalised; kept in what is saved (default: as the "
-                 "network was trained, or the data set's)")
+            help=f"{what} with which pixels are normalised, on the scale 0 to 1; saved with the network (default: as the network "
+                 "was trained, or the data set's)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="parent of the run directories (default: result)")
     add("-b", "--batch-size", type=count(1, "batch size"), default=batch_size,
         help=f"images per batch, of each process (default: {batch_size})")
@@ -54,7 +54,7 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
 
 
 def add_cifar_flags(parser: Parser) -> None:
-    """Add what chooses CIFAR-10, CIFAR-100 or digits."""
+    """Add the flags that choose CIFAR-10, CIFAR-100, digits or a folder."""
     add = parser.add_argument
     add("-ct", "--cifar-type", type=int, choices=(10, 100), help="CIFAR-10 or CIFAR-100 (default: 10)")
     add("--dataset", choices=("cifar10", "cifar100", "digits", "folder"),
@@ -64,18 +64,18 @@ def add_cifar_flags(parser: Parser) -> None:
 
 
 def add_imagenet_flags(parser: Parser, nargs: str) -> None:
-    """Add what names ImageNet's images and says how they are read; `nargs` of the directories."""
+    """Add the flags that name ImageNet's images and say how they are read; `nargs`: of the directories."""
     add = parser.add_argument
     add("directories", nargs=nargs, type=Path, metavar="DIR",
         help="ImageNet: a directory with train/ and val/, or these two themselves, train first")
-    add("--loader", choices=LOADERS, help="ImageNet: what decodes (default: dali where it is installed, else torchvision)")
+    add("--loader", choices=LOADERS, help="ImageNet: the decoder (default: dali if it is installed, else torchvision)")
     add("-j", "--workers", type=count(0, "number of workers"),
         help=f"ImageNet: threads (DALI) or processes (torchvision) that decode, of each process (default: {WORKERS})")
-    add("--dali_cpu", action="store_true", help="ImageNet: DALI decodes on the CPU also where there is a GPU")
+    add("--dali_cpu", action="store_true", help="ImageNet: DALI decodes on the CPU even if there is a GPU")
     add("--timeout", type=number(float, 1, what="number of seconds"), default=TIMEOUT, metavar="SECONDS",
-        help=f"how long a process of several waits for the others before it gives up (default: {TIMEOUT})")
+        help=f"seconds that one of several processes waits for the others before it gives up (default: {TIMEOUT})")
     add("--local-rank", "--local_rank", type=count(0, "local rank"),
-        help="set by torch.distributed.launch; LOCAL_RANK in the environment goes before it")
+        help="set by torch.distributed.launch; LOCAL_RANK in the environment wins over it")
 
 
 def new_conversion_parser(description: str | None) -> Parser:
@@ -93,25 +93,25 @@ def new_conversion_parser(description: str | None) -> Parser:
     add("--steps", type=count(1, "number of time steps"), metavar="N",
         help="time steps to run, 1 to T; fewer is an early readout (default: T = 2^bit - 1)")
     add("--start", type=number(float, 0, HALF, "number of thresholds"), default=HALF, metavar="V",
-        help=f"membrane of the neurons at the start, in thresholds: {HALF}, or 0 to see what it is good for (default: {HALF})")
+        help=f"membrane of the neurons at the start, in thresholds: {HALF}, or 0 as an ablation (default: {HALF})")
     add("--calibrate", type=count(0, "number of images"), default=0, metavar="N",
         help="first shift the biases until the mean rates on N training images are the ANN's; 512 are enough (default: 0)")
     add("--reference", action="store_true",
-        help="score, and tune globally, with the plain spiking layers in the place of their fast, exact deployment")
+        help="score, and tune globally, with the plain spiking layers instead of their fast, exact deployment")
     return parser
 
 
 def add_optimizer_flags(parser: Parser) -> None:
-    """Add what training and fine-tuning share."""
+    """Add the flags that training and tuning share."""
     add = parser.add_argument
     add("-p", "--print-freq", type=count(1, "number of batches"), default=50,
-        help="batches between two looks at the loss, for which a GPU has to wait (default: 50)")
+        help="batches between two checks of the loss, for which a GPU has to wait (default: 50)")
     add("--momentum", type=number(float, 0, 1, "momentum"), default=0.9, help="of SGD (default: 0.9)")
-    add("--overwrite", action="store_true", help="delete the run that is in the directory")
+    add("--overwrite", action="store_true", help="delete the run in the directory")
 
 
 def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones: str) -> None:
-    """Add what main.py and dali_main.py share."""
+    """Add the flags that main.py and dali_main.py share."""
     add = parser.add_argument
     add("--epochs", type=count(1, "number of epochs"), default=epochs, help=f"length of the run (default: {epochs})")
     add("--start-epoch", type=count(0, "epoch"), help="epoch to start at, from 0 (default: 0, or where --resume goes on)")
@@ -119,7 +119,7 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
     add("--lr-schedule", choices=("step", "cosine"), default="step",
         help=f"step: x0.1 at {milestones} of the run; cosine: to 0 (default: step)")
     add("--wd", "--weight-decay", type=number(float, 0, what="weight decay"), default=wd,
-        help=f"of SGD, on all but clips and thresholds, which have 1e-4 (default: {wd:g})")
+        help=f"of SGD, except clips and thresholds, which have 1e-4 (default: {wd:g})")
     add("--warmup", type=number(float, 0, what="number of epochs"), default=0.0, metavar="EPOCHS",
         help="epochs over which the learning rate rises first (default: 0)")
     add("--threshold-lr", type=number(float, 0, what="learning rate"), metavar="LR",
@@ -132,9 +132,9 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
     add("--label-smoothing", type=number(float, 0, 1, "share"), default=0.0, metavar="SHARE",
         help="of the labels, spread over all classes (default: 0)")
     add("--teacher", type=Path, metavar="FILE",
-        help="learn the probabilities of this network, of any architecture, in the place of the labels")
+        help="learn the probabilities of this network, of any architecture, instead of the labels")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
-    add("--weight-bit", type=bits, help="bits of the hidden weights where they are to differ from the recipe")
+    add("--weight-bit", type=bits, help="bits of the hidden weights, instead of the recipe's")
     add("--compile", action="store_true", help="compile the training step: faster, after a minute; on a GPU a CUDA graph")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
@@ -149,7 +149,7 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
 
 
 def add_export_flag(parser: Parser) -> None:
-    """Add what writes an evaluated network to a file."""
+    """Add the flag that writes the evaluated network to a file."""
     parser.add_argument("--export", type=Path, metavar="FILE",
                         help="write the evaluated network to FILE.onnx, for onnxruntime and others (requirements-export.txt), or "
                              "FILE.pt2, for torch.export.load")

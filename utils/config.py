@@ -1,4 +1,4 @@
-"""Settings: what the flags say, as frozen dataclasses, each made and checked in one place; config.json is their `asdict`.
+"""Settings: the flags as frozen dataclasses, each made and checked in one place; config.json is their `asdict`.
 
 Fields have the names of the flags, whose help describes them. `of` takes all flags of a script by name.
 """
@@ -16,30 +16,30 @@ SMOKE_BATCHES = 10
 FLOAT = 32  # bits
 WORKERS = 4
 DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
-CHECK_IMAGES = 2000  # training images, not augmented, on which an accuracy is measured beside the test set
+CHECK_IMAGES = 2000  # training images, not augmented, on which accuracy is measured beside the test set
 
 
 def picked(kind: type, flags: Mapping[str, Any], **resolved: Any) -> Any:
-    """Return settings of a kind from the flags of their names; `resolved` goes before them."""
+    """Return settings of a kind from the flags of the same names; `resolved` wins over them."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in {**flags, **resolved}.items() if name in names})
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images, and how they come.
+    """The images, and how they are read.
 
     Attributes:
         dataset: "cifar10", "cifar100", "digits", "folder" or "imagenet".
-        data: where CIFAR is, or is downloaded to; the folder with train/ and test/.
+        data: where CIFAR is, or is downloaded to; or the folder with train/ and test/.
         size: rows and columns of a folder's images; None for another data set.
         mean, std: of each channel, on the scale [0, 1], with which pixels are normalised; None: as the network was trained, or
             else the data set's.
         directories: ImageNet's: one with train/ and val/, or these two.
         batch_size: of each process.
         seed: of initialisation, order and augmentation.
-        loader, workers, dali_cpu: ImageNet: what decodes (None: DALI where it is installed), in how many threads or processes,
-            and whether on the CPU also where there is a GPU.
+        loader, workers, dali_cpu: ImageNet: the decoder (None: DALI if it is installed), its threads or processes, and whether
+            it decodes on the CPU even if there is a GPU.
     """
 
     dataset: str
@@ -89,7 +89,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Which network, from where, on what, and where the results go."""
+    """The network, its start, the device, and where the results go."""
 
     arch: str
     bit: int

@@ -1,4 +1,4 @@
-"""The errors that a user can mend."""
+"""Errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -6,12 +6,12 @@ class UserError(Exception):
 
 
 class LostError(UserError):
-    """The other processes are gone or silent; what mattered happened to one of them.
+    """The other processes are gone or silent; the cause is in one of them.
 
     Args:
-        patience: seconds that the process stays after it has said so. torchrun looks at its processes now and then, on a busy
-            machine late, and takes the earliest error for the cause: one that was killed has none before torchrun looks. Where
-            one has failed, torchrun ends the others meanwhile.
+        patience: seconds that the process stays after its message. torchrun looks at its processes now and then, late on a busy
+            machine, and reports the earliest error as the cause; a killed process has no error until torchrun looks. If one
+            process has failed, torchrun ends the others meanwhile.
     """
 
     def __init__(self, message: str, patience: float = 30.0):

@@ -1,4 +1,4 @@
-"""Files that hold, at every moment, either their old contents or their new ones, whole; and what they hold."""
+"""Files that hold either their old or their new contents, whole, at every moment; and their checksums."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ PART = ".part"  # suffix of a file that is being written; a killed run leaves it
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file whose contents take the place of those of `path` once they are complete and on the disk.
+    """Yield a file that replaces `path` once it is complete and on the disk.
 
     Raises:
         UserError: the disk is full, the directory read-only or gone; `path` is as it was.
@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; one that has not changed since the last call is not read again."""
+    """Return the SHA-256 of a file; an unchanged file is not read again."""
     stat = path.stat()
     return _sha256(path, stat.st_mtime_ns, stat.st_size)
 
@@ -60,13 +60,13 @@ def _sha256(path: Path, *changes: int) -> str:
 
 
 def remove_parts(path: Path, names: tuple[str, ...]) -> None:
-    """Remove what a killed run has left of the files `names` that it was writing in a directory."""
+    """Remove the unfinished files that a killed run has left of `names` in a directory."""
     for name in names:
         (path / (name + PART)).unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:
-    # Until the directory is on the disk too, a power failure may undo the renaming. Not every file system can do this.
+    # Until the directory is on the disk too, a power failure may undo the renaming. Not every file system supports this.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

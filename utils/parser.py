@@ -1,4 +1,4 @@
-"""A parser whose errors are one line and that reads again what an earlier run was told, and the types of its flags."""
+"""A parser with errors of one line, which can also read the settings of an earlier run, and the types of its flags."""
 
 import argparse
 import sys
@@ -12,13 +12,13 @@ from quant import check_bits
 
 from .errors import UserError
 
-# What belongs to one start of a run: a run that goes on takes these from its command line alone.
+# These belong to one start of a run: a run that goes on takes them from its command line alone.
 OF_ONE_START = frozenset({"resume", "overwrite", "start_epoch", "init_bit", "scratch", "pretrained", "local_rank", "result",
                           "device", "test", "prof", "evaluate", "cifar_type", "help"})
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that reads again what an earlier run was told."""
+    """An argument parser with errors of one line, which can also read the settings of an earlier run."""
 
     def __init__(self, **kwargs: Any):
         self.named: dict[str, argparse.Action] = {}
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def flags(self, argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-        """Return all flags by name: those of the command line, where one is not given that of `before`, else its default.
+        """Return all flags by name: from the command line, else from `before`, else the default.
 
         Raises:
             UserError: a flag that is unknown, out of range, or excluded by another.
@@ -39,12 +39,12 @@ class Parser(argparse.ArgumentParser):
         flags = vars(self.parse_args([*self.words(before), *(sys.argv[1:] if argv is None else argv)]))
         if before.get("directories") and not flags["directories"]:
             flags["directories"] = [Path(str(directory)) for directory in before["directories"]]
-        if before and flags["cifar_type"]:  # the words of before name the data set, which would go before -ct
+        if before and flags["cifar_type"]:  # `before` names the data set, which would win over -ct
             flags["dataset"] = f"cifar{flags['cifar_type']}"
         return flags
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
-        """Return the words of a command line that gives flags these values; those of a single start are left out."""
+        """Return the words of a command line with these values of flags; those of one start only are left out."""
         words = []
         for name, action in self.named.items():
             value = values.get(name)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, drawing to files; imported when it is needed, as it takes a second."""
+    """Return matplotlib.pyplot, drawing to files; imported only when needed, since that takes a second."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What the scripts share besides flags and networks: the device, the run's place, the profiler, and the frame around main().
+"""The frame of the scripts: the device, the place among processes, the profiler, and the errors of main().
 
 The frame turns a user's mistake into one line and exit code 2.
 """
@@ -22,7 +22,7 @@ PROFILE_ROWS = 15
 
 
 def choose_device(index: int | None, place: Place | None = None) -> torch.device:
-    """Return the GPU with this index (None: that of the local rank); without any the CPU, said where a GPU was asked for.
+    """Return the GPU with this index (None: that of the local rank); the CPU if there is none, with a note if one was asked for.
 
     Raises:
         UserError: there are GPUs, but not this one, or one for several processes.
@@ -46,12 +46,12 @@ def choose_device(index: int | None, place: Place | None = None) -> torch.device
 
 @contextmanager
 def session(run: RunSettings, seed: int) -> Iterator[tuple[torch.device, Place]]:
-    """Choose the device, join the other processes, make the run repeatable; yield the device and where this process stands."""
+    """Choose the device, join the other processes, make the run repeatable; yield the device and the place of this process."""
     repeatable(run, seed)
     place = Place.of_environment(run.local_rank)
     device = choose_device(run.device, place)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # before anything else: the first GPU's memory would be taken too, and graphs captured there
+        torch.cuda.set_device(device)  # first of all: otherwise memory of the first GPU is taken too, and graphs are captured there
     with group(place, device, TIMEOUT if run.timeout is None else run.timeout):
         yield device, place
 
@@ -62,7 +62,7 @@ def repeatable(run: RunSettings, seed: int) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.tf32
     torch.backends.cudnn.benchmark = not run.deterministic
     if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this to be deterministic
     if run.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler, which takes a second
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
 
@@ -87,9 +87,9 @@ def run(main: Callable[[], object]) -> None:
     try:
         record(partial(told, main), ErrorFile(mistake))()
     except KeyboardInterrupt:
-        print("interrupted; training and fine-tuning go on with --resume, reproduce.py with the same command", file=sys.stderr)
+        print("interrupted; training and tuning go on with --resume, reproduce.py with the same command", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader, such as `| head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -99,7 +99,7 @@ def run(main: Callable[[], object]) -> None:
 
 
 def told(main: Callable[[], object]) -> object:
-    """Return what `main` returns; print the line of a user's mistake before it is recorded, and let the culprit go first."""
+    """Return the result of `main`; print a user's mistake before torchrun records it, and let the process at fault end first."""
     try:
         return main()
     except Exception as error:

@@ -69,12 +69,12 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class SpikeSettings:
-    """The spiking network: its neuron, the steps that one waits, the steps that run, the membrane at the start in thresholds.
+    """The spiking network: its neuron and delay, the steps that run, and the membrane at the start in thresholds.
 
     Attributes:
         calibrate: training images on which the biases are shifted first.
-        fit, weight_bit: training images on which a float network is fitted that is quantized first, and the bits of its weights.
-        reference: run the plain spiking layers in the place of their deployment.
+        fit, weight_bit: a float network is quantized first: training images on which it is fitted, and bits of its weights.
+        reference: run the plain spiking layers instead of their deployment.
     """
 
     neuron: str = "signed"
@@ -88,12 +88,12 @@ class SpikeSettings:
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the settings; how they fit a network is seen when it is converted."""
+        """Return the settings; conversion checks them against the network."""
         return picked(cls, flags)
 
     @property
     def suffix(self) -> str:
-        """Return what the names of directories say of a network that is tuned for these neurons."""
+        """Return the part of a directory's name that stands for these neurons."""
         name = self.neuron.rpartition(":")[2]
         kind = f"_{name}" * (name != "signed") + f"_{self.steps}steps" * bool(self.steps)
         return kind + f"_start{self.start:g}" * (self.start != HALF)
@@ -101,7 +101,7 @@ class SpikeSettings:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How a spiking network is tuned. What a method does not have is None."""
+    """How a spiking network is tuned. A setting that the method does not have is None."""
 
     method: str
     epochs: int
@@ -131,7 +131,7 @@ class TuneSettings:
         if flags["nesterov"] is not None and not whole:
             raise UserError("--nesterov: layer-wise tuning has plain momentum; leave it out, or pass --method global")
         if flags["nesterov"] and flags["momentum"] == 0:
-            raise UserError("--nesterov --momentum 0: Nesterov's momentum is one; leave one of them out")
+            raise UserError("--nesterov --momentum 0: Nesterov's method needs momentum; leave one of them out")
         if (flags["norm"] or flags["surrogate"]) and not unrolled:
             raise UserError("--norm and --surrogate belong to tuning through time: leave them out, or pass --method through-time")
         if flags["compile"] and not unrolled:
@@ -140,7 +140,7 @@ class TuneSettings:
             raise UserError("--force and --online belong to layer-wise tuning: leave them out, or pass --method layerwise")
         kept = not whole and not flags["online"]
         if flags["cache"] is not None and not kept:
-            raise UserError(f"--cache {flags['cache']:g}: only layer-wise tuning keeps spikes, and not --online; leave it out")
+            raise UserError(f"--cache {flags['cache']:g}: only layer-wise tuning without --online keeps spikes; leave it out")
         values = {"cache": CACHE if kept else None, "tune_images": 0 if whole else TUNE_IMAGES, "lr": 2e-2 if unrolled else 1e-3,
                   "teacher": unrolled if whole else None, "nesterov": unrolled and flags["momentum"] > 0 if whole else None,
                   "norm": NORMS[0] if unrolled else None, "surrogate": SURROGATES[0] if unrolled else None,

@@ -90,7 +90,6 @@ class Graph:
         return sum(node.op == "call_module" and node.target == target for part in self.parts for node in part.nodes)
 
 
-
 class _Builder:
     """Gives each node to the first part that needs it, and writes the parts' functions."""
 

@@ -28,7 +28,7 @@ HEADER = {"arch": str, "dataset": str, "num_classes": int, "bit": int, "weight_b
 
 
 def run_name(arch: str, bit: int, suffix: str = "") -> str:
-    """Return the name of a run's directory; a fine-tuning's has a suffix."""
+    """Return the name of a run's directory; that of a tuning has a suffix."""
     return f"{models.label(arch)}_{bit}bit{suffix}"
 
 
@@ -36,8 +36,8 @@ def run_name(arch: str, bit: int, suffix: str = "") -> str:
 def revision() -> str:
     """Return the git revision of the code, with "+" where code has changes; "unknown" outside a checkout.
 
-    It is that of the first call, whatever is committed while the process runs. Documents and result/, into which runs write
-    tables that are in git, are no code.
+    It stays that of the first call while the process runs. Documents and result/, where runs write tables that are in git, do
+    not count as code.
     """
     def git(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=False)
@@ -51,10 +51,10 @@ def revision() -> str:
 
 
 def network_state(network: Network) -> dict[str, Any]:
-    """Return what rebuilds a network: architecture, data set, classes, bits, parameters.
+    """Return the contents that rebuild a network: architecture, data set, classes, bits, parameters.
 
     Raises:
-        UserError: the network has a fault that would make it useless; the checkpoint before it is the better one.
+        UserError: the network has a fault that makes it useless; the checkpoint before stays.
     """
     try:
         check_values(network)
@@ -66,14 +66,14 @@ def network_state(network: Network) -> dict[str, Any]:
 
 
 def recorded(contents: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a checkpoint was written with, by name, also those of earlier versions; empty without any."""
+    """Return the settings that a checkpoint was written with, by name, also of earlier versions; empty without any."""
     values = contents.get("args", {})
     if not isinstance(values, dict):
         return {}
     if "unsigned" in values:
         values = values | {"neuron": "unsigned" if values["unsigned"] else "signed"}
     values = values | {now: values[then] for then, now in RENAMED.items() if then in values}
-    # What a method does not have once had a value.
+    # In earlier versions settings that a method does not have had values.
     if values.get("method") != "layerwise" or values.get("online"):
         values = values | {"cache": None}
     if values.get("method") == "layerwise":
@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _verify(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a parser raises on a hostile file has no end: IndexError, struct.error, MemoryError, ...
+    except Exception as error:  # a parser raises anything on a hostile file: IndexError, struct.error, MemoryError, ...
         raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, not a network: choose another file")
@@ -112,12 +112,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind."""
+    """Return the first line of an error's message, or its kind."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _verify(path: Path) -> None:
-    """Compare a zip file's members with their checksums, which torch.load does not look at; raise ValueError."""
+    """Compare a zip file's members with their checksums, which torch.load does not check; raise ValueError."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -128,15 +128,15 @@ def _verify(path: Path) -> None:
 
 
 def untuned(path: Path) -> Path:
-    """Return the checkpoint that a fine-tuned one was made from, through all its tunings; itself if it is not fine-tuned."""
+    """Return the checkpoint from which a tuned one was made, through all its tunings; itself if it is not tuned."""
     return tunings(path)[1]
 
 
 def tunings(path: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Return the contents of a fine-tuned checkpoint and of those that it was tuned from, in order, and what they all started from.
+    """Return the contents of a tuned checkpoint and of those that it was tuned from, in order, and the path where they started.
 
-    A tuning started from what --init named, without it from the run beside it; of a file X_ft.pth.tar that was moved,
-    X.pth.tar beside it.
+    A tuning started from the file of --init, or else from the run beside it; a moved file X_ft.pth.tar from X.pth.tar beside
+    it.
     """
     found: list[dict[str, Any]] = []
     while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
@@ -153,8 +153,8 @@ def load_network(path: str | Path, arch: str | None = None, bit: int | None = No
     """Load a network, in eval mode on the CPU, from our own checkpoint or a published one.
 
     Args:
-        arch, bit, dataset: what the caller expects. Our own files know it, and a difference is an error. Published files
-            do not: `arch` is needed, `bit` where the network is quantized, `dataset` where an architecture has several.
+        arch, bit, dataset: as the caller expects them. Our own files know them, and a difference is an error. Published files do
+            not: `arch` is needed, `bit` if the network is quantized, `dataset` if the architecture has several.
 
     Raises:
         UserError: damaged file, another architecture, bit-width or data set, unknown or missing keys, wrong shapes.
@@ -192,7 +192,7 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
         if expected is not None and contents[name] != expected and not (name == "arch" and models.same(arch, contents["arch"])):
             raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")
-    if "head.weight" in state and len(state["head.weight"]) != contents["num_classes"]:  # before so many are allocated
+    if "head.weight" in state and len(state["head.weight"]) != contents["num_classes"]:  # checked before so many are allocated
         raise ValueError(f"says {contents['num_classes']} classes, but its head.weight has {len(state['head.weight'])}")
     if not any(value.dim() and len(value) == contents["num_classes"] for value in state.values()):
         raise ValueError(f"says {contents['num_classes']} classes, but no tensor in it has as many rows")

@@ -13,7 +13,7 @@ from quant import FLOAT_BITS, quantize_
 
 from ..errors import UserError
 
-WRAPPERS = ("model", "net", "model_state_dict", "model_state")  # under what a file may hold its state dict
+WRAPPERS = ("model", "net", "model_state_dict", "model_state")  # names under which a file may hold its state dict
 LEARNED = {".act_alpha": None, ".weight_alpha": ".weight_quantizer.alpha", ".weight_quant.wgt_alpha": ".weight_quantizer.alpha"}
 
 
@@ -26,12 +26,12 @@ def state_of(contents: Mapping[str, object]) -> Mapping[str, object]:
 def load_foreign(state: Mapping[str, Tensor], module: nn.Module, facts: Facts, bit: int) -> Network:
     """Return the network of a state dict with the module's own keys, loaded strictly.
 
-    APoT's quantized files have beside them `act_alpha` (the threshold of what a convolution reads) and `weight_alpha`; their
-    last activation has none, so that they serve as a start for training only.
+    APoT's quantized files also hold `act_alpha` (the threshold of the activation that a convolution reads) and `weight_alpha`.
+    Their last activation has none, so that they serve as a start for training only.
 
     Args:
-        state: name -> tensor, without "module." in front.
-        module: freshly built; it takes over the state.
+        state: name -> tensor, without the prefix "module.".
+        module: freshly built; it takes over the state dict.
         bit: bits of the activations.
 
     Raises:
@@ -62,14 +62,14 @@ def adopt_learned_(network: Network, learned: Mapping[str, Tensor]) -> None:
     """Give a quantized network, in place, the thresholds and clips of APoT's layout.
 
     Raises:
-        ValueError: one for a layer that has none; names it.
+        ValueError: a threshold or clip of a layer that has none; names it.
     """
     readers = threshold_of(network)
     for key, value in learned.items():
         suffix = next(suffix for suffix in LEARNED if key.endswith(suffix))
         path, ours = key.removesuffix(suffix), LEARNED[suffix]
         if ours is None and "downsample" in path:
-            continue  # APoT's shortcut has a threshold of its own; here what is read has one
+            continue  # APoT's shortcut has a threshold of its own; ours belongs to the activation that is read
         parameter = readers.get(path) if ours is None else dict(network.named_parameters()).get(path + ours)
         if parameter is None or value.numel() != 1:
             raise ValueError(f"has unknown {key}: it holds another architecture or bit-width, choose the file or --arch and --bit "
@@ -88,7 +88,7 @@ def download(arch: str) -> dict[str, Any]:
     """Return TorchVision's state dict for alexnet, vgg11 or vgg16 (with BN), or torchvision:NAME, from its cache or its site.
 
     Raises:
-        UserError: a user's network, it cannot be downloaded, or what is in the cache is damaged.
+        UserError: TorchVision has no such network, it cannot be downloaded, or the file in the cache is damaged.
     """
     from torchvision import models
 
@@ -99,7 +99,7 @@ def download(arch: str) -> dict[str, Any]:
     weights = models.get_model_weights(name)
     try:
         return dict(weights.DEFAULT.get_state_dict(check_hash=True, weights_only=True, map_location="cpu"))
-    except Exception as error:  # OSError, HTTPException, RuntimeError of a wrong hash; what torch.load raises has no end
+    except Exception as error:  # OSError, HTTPException, RuntimeError of a wrong hash; torch.load raises anything
         file = weights.DEFAULT.url.rsplit("/", 1)[-1]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"TorchVision's {arch} cannot be downloaded to {torch.hub.get_dir()}/checkpoints, or is damaged there "

@@ -14,18 +14,18 @@ from quant import FLOAT_BITS, quantize_
 from .foreign import load_foreign
 
 CLIP = "weight_quantizer.alpha"
-MAX_NAMED = 4  # keys that an error message spells out
+MAX_NAMED = 4  # keys that an error message names
 
 
 def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | None, dataset: str | None) -> Network:
     """Return the network of a published state dict (Fast-SNN's CIFAR and ImageNet networks, APoT's ResNets, TorchVision's).
 
-    Of a network that is not ours it is the module's own, see `load_foreign`.
+    The state dict of a network that is not ours has the module's own names, see `load_foreign`.
 
     Args:
-        state: published name -> tensor; "module." may stand in front of the names.
+        state: published name -> tensor; names may have the prefix "module.".
         arch: architecture.
-        bit: bits of the activations; None means float where the file has no thresholds.
+        bit: bits of the activations; None means float if the file has no thresholds.
         dataset: None chooses by the number of classes.
 
     Raises:
@@ -38,7 +38,7 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
         raise ValueError("does not say its architecture: pass arch (--arch)")
     if bit is None and any(key.endswith("act_alpha") for key in state):
         raise ValueError("does not say its bit-width: pass bit (--bit)")
-    last = [len(value) for value in state.values() if value.ndim > 0][-1:]  # of a head that is no linear layer
+    last = [len(value) for value in state.values() if value.ndim > 0][-1:]  # of a head that is not a linear layer
     classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or last or [10]
     dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
     if classes[0] != models.CLASSES.get(dataset, classes[0]):
@@ -69,12 +69,12 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
 
 
 def load_strictly_(network: Network, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict in place; every key must be there, of the right shape and kind, and no other.
+    """Load a state dict in place; it must have every key, of the right shape and kind, and no other.
 
-    An activation gets the bias that calibration gave it, if the state has one.
+    An activation gets the bias that calibration gave it, if the state dict has one.
 
     Raises:
-        ValueError: names the first keys that are missing, unknown, of another shape, or no dense numbers of the right kind.
+        ValueError: names the first keys that are missing, unknown, of another shape, or not dense numbers of the right kind.
     """
     for path in network.graph.activations.values():
         bias = state.get(f"{path}.bias")
@@ -93,7 +93,7 @@ def load_strictly_(network: Network, state: Mapping[str, Tensor]) -> None:
 def published_names(network: Network, prefixes: Mapping[str, str | None]) -> dict[str, str]:
     """Return {our key: published key}, given {our module or parameter: its published prefix or name}.
 
-    A key takes the longest prefix that fits; None marks what a layout does not have and leaves it as initialised.
+    A key takes the longest prefix that fits; None marks a part that a layout lacks: it stays as initialised.
     """
     names = {}
     for key in network.state_dict():
@@ -197,7 +197,7 @@ def torchvision_layout(state: Mapping[str, Tensor], network: Network) -> Iterato
 
 
 def reset_head_(network: Network, classes: int) -> None:
-    """Give a network, in place, a freshly initialised last layer for another number of classes."""
+    """Replace the last layer of a network, in place, by a fresh one for another number of classes."""
     heads = [path for path, region in network.graph.regions.items()
              if region == "readout" and isinstance(network.layer(path), nn.Linear)]
     if not heads:

@@ -1,8 +1,8 @@
-"""Take out of a checkpoint what only a resumed run needs, half of the file, before it goes into git.
+"""Remove from a checkpoint what only a resumed run needs (half of the file) before it goes into git.
 
     python -m utils.checkpoints.light result/study/GROUP/STAGE/RUN/model_best.pth.tar ...
 
-The network, its settings, its log and the checksum of the file as it was written stay, so that records still know it.
+The network, its settings, its log and the checksum of the original file stay, so that records still know it.
 """
 
 import sys
@@ -18,7 +18,7 @@ OF_A_RUN = ("optimizer", "rng", "progress")
 
 
 def origin(path: Path) -> str:
-    """Return the SHA-256 of a file; of a lightened checkpoint that of the file that it was made from."""
+    """Return the SHA-256 of a file; for a lightened checkpoint that of the original file."""
     return _origin(path, sha256(path))
 
 
@@ -26,12 +26,12 @@ def origin(path: Path) -> str:
 def _origin(path: Path, found: str) -> str:
     try:
         return read_checkpoint(path).get(ORIGIN) or found
-    except UserError:  # no checkpoint, which whoever starts from it will say
+    except UserError:  # not a checkpoint: an error follows when a run starts from it
         return found
 
 
 def lighten(path: Path) -> None:
-    """Write a checkpoint anew without the state of its optimizer and generators."""
+    """Rewrite a checkpoint without its optimizer and random generators."""
     contents = read_checkpoint(path)
     if any(contents.get(name) is not None for name in OF_A_RUN):
         kept = {name: value for name, value in contents.items() if name not in OF_A_RUN}

@@ -1,8 +1,8 @@
 """A run directory has one writer: the process that holds the system's lock on the file run.lock in it.
 
-Such a lock belongs to an open file and ends with its process, however that ends, so that nothing is ever left to clear away;
-what a dead node held its file server frees, after a minute or two. The file's text only tells others who holds it. Readers
-need no lock, since each file of a run is replaced whole.
+Such a lock belongs to an open file and ends with its process, so that nothing is ever left to clear away. If a node dies, the file
+server frees its lock after a minute or two. The text of the file only names the holder. Readers need no lock, since each file of
+a run is replaced whole.
 """
 
 import errno
@@ -23,17 +23,17 @@ from ..distributed.processes import Place
 from ..errors import UserError
 
 LOCK = "run.lock"
-WAIT = 3.0  # seconds, in which the system clears away a process that has just been killed
-RESTART_WAIT = 150.0  # the same after a restart by torchrun, in which a file server frees what a dead node held
+WAIT = 3.0  # seconds in which the system removes a process that has just been killed
+RESTART_WAIT = 150.0  # the same after a restart by torchrun: seconds in which a file server frees the lock of a dead node
 POLL = 0.05  # seconds between two tries
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make a run directory if there is none and let no other process write there; of several processes the first one holds it.
+    """Make a run directory if needed and let no other run write there; of several processes the first one holds the lock.
 
-    A directory that is still empty at the end is removed again.
+    A directory that stays empty is removed at the end.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -53,13 +53,13 @@ def writing(path: Path) -> Iterator[None]:
         while opened:
             os.close(opened.pop())
 
-    os.register_at_fork(after_in_child=release)  # a process that loads images may outlive the run, and must not hold it
+    os.register_at_fork(after_in_child=release)  # a process that loads images may outlive the run, and must not hold the lock
     try:
         yield
     finally:
         with suppress(OSError):  # the disk may be gone or read-only by now
             if ours(holder(path)):
-                (path / LOCK).unlink()  # while it is locked: who waits for it sees that its file has gone, and makes another
+                (path / LOCK).unlink()  # while it is locked: a process that waits sees that the file is gone, and makes another
         release()
         with suppress(OSError):
             for folder in made:
@@ -67,7 +67,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def acquired(path: Path, wait: float) -> int:
-    """Return the open, locked lock file of a directory, which is made if there is none.
+    """Return the open, locked lock file of a directory, which is made if needed.
 
     Args:
         wait: seconds after which to give up.
@@ -80,7 +80,7 @@ def acquired(path: Path, wait: float) -> int:
     while True:
         path.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process found the directory empty at its end and removed it
-            # For reading where that is enough, so that the disk can be made read-only under a run.
+            # Opened for reading if that is enough, so that the disk can become read-only under a run.
             for mode in (os.O_RDONLY, os.O_RDWR):
                 descriptor = os.open(path / LOCK, mode | os.O_CREAT, 0o666)
                 if locked(descriptor, path) and os.fstat(descriptor).st_nlink:
@@ -93,27 +93,27 @@ def acquired(path: Path, wait: float) -> int:
 
 
 def locked(descriptor: int, path: Path) -> bool:
-    """Lock an open file and return True, also where the file system has no locks; False where it is locked already."""
+    """Lock an open file and return True, also if the file system has no locks; False if another process has locked it."""
     try:
         return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         if error.errno in NO_LOCKS:
             print(f"{path} is on a file system without locks: start no second run there", file=sys.stderr)
             return True
-        if error.errno == errno.EBADF:  # NFS locks only what is open for writing
+        if error.errno == errno.EBADF:  # NFS locks only files that are open for writing
             return False
         os.close(descriptor)
         raise
 
 
 def sign(path: Path) -> None:
-    """Write into the lock file who holds it, since when."""
+    """Write into the lock file who holds it and since when."""
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     (path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": now}) + "\n")
 
 
 def holder(path: Path) -> dict[str, Any]:
-    """Return who says to hold a directory: "host", "process", "since"; empty where that cannot be read."""
+    """Return the holder that a lock file names: "host", "process", "since"; empty if it cannot be read."""
     try:
         found = json.loads((path / LOCK).read_text())
     except (OSError, ValueError):
@@ -132,8 +132,8 @@ def described(found: dict[str, Any]) -> str:
 
 
 def check_held(path: Path) -> None:
-    """Raise UserError if another run has taken the place of this process's directory, which was deleted or moved meanwhile."""
+    """Raise UserError if this run's directory was deleted or moved and another run has taken its place."""
     found = holder(path)
     if path.is_dir() and not ours(found):
-        raise UserError(f"{path} is another one than this run has begun with, written by {described(found)}: nothing was saved; "
+        raise UserError(f"{path} is no longer the directory of this run, but written by {described(found)}: nothing was saved; "
                         "start again, elsewhere with --result DIR")

@@ -24,7 +24,7 @@ def next_epoch(state: dict[str, Any]) -> int:
 
 
 def check_training(state: dict[str, Any], file: Path) -> None:
-    """Raise UserError unless a checkpoint's log and settings are what a run has written, epoch by epoch."""
+    """Raise UserError unless a checkpoint has the log and settings of a training, epoch by epoch."""
     if not {"optimizer", "rng", "args"} <= state.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of a training; a new run starts from it with --init {file}")
     history = state.get("history")
@@ -36,7 +36,7 @@ def check_training(state: dict[str, Any], file: Path) -> None:
 
 
 def check_same_run(settings: Settings, state: dict[str, Any], run: RunDirectory) -> None:
-    """Raise UserError where the flags ask for what a run that goes on cannot have."""
+    """Raise UserError if the flags exclude going on with the run."""
     how = settings.training
     if how.weight_bit not in (None, state["weight_bit"]):
         raise UserError(f"--weight-bit {how.weight_bit}: the run in {run.path} has {state['weight_bit'] or 'that of the recipe'}")
@@ -46,10 +46,10 @@ def check_same_run(settings: Settings, state: dict[str, Any], run: RunDirectory)
 
 
 def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give an optimizer its saved momenta, in place; rates and decays stay those it was made with.
+    """Give an optimizer its saved momenta, in place; its rates and decays stay.
 
     Raises:
-        ValueError: no state of an optimizer of these parameters.
+        ValueError: these are not momenta of its parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     momenta = saved.get("state") if isinstance(saved, dict) else None
@@ -60,7 +60,7 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
                                          and momentum.isfinite().all()):
             raise ValueError(f"holds a momentum {index} that does not fit its parameter")
-    # The fused update walks through both in memory order: a momentum must lie as its parameter does.
+    # The fused update reads both in memory order: a momentum must have the strides of its parameter.
     fitted = {index: entry if entry.get("momentum_buffer") is None else
               {**entry, "momentum_buffer": torch.empty_like(parameters[index]).copy_(entry["momentum_buffer"])}
               for index, entry in momenta.items()}
@@ -68,7 +68,7 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
 
 
 def restore_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Take over the optimizer's and the random generator's state of a checkpoint."""
+    """Take over the momenta and the random generator from a checkpoint."""
     try:
         restore_(optimizer, state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -77,7 +77,7 @@ def restore_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, file:
 
 
 def restore_trained_(network: Network, state: dict[str, Any], file: Path) -> None:
-    """Give the network that is trained, in place, the weights that a checkpoint holds beside their average."""
+    """Load, in place, the trained weights that a checkpoint holds beside their average."""
     try:
         network.load_state_dict(state["trained"])
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
@@ -86,9 +86,9 @@ def restore_trained_(network: Network, state: dict[str, Any], file: Path) -> Non
 
 
 def check_tuning(state: dict[str, Any], file: Path) -> None:
-    """Raise UserError unless a checkpoint's log, settings and progress are what a tuning has written."""
+    """Raise UserError unless a checkpoint has the log, settings and progress of a tuning."""
     if "finetune" not in state:
-        raise UserError(f"--resume: {file} is no checkpoint of a fine-tuning run")
+        raise UserError(f"--resume: {file} is no checkpoint of a tuning")
     summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
     whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
              and all(isinstance(line, dict) and ("unit" in line or {"epoch", "check_before", "check_top1"} <= line.keys())
@@ -100,7 +100,7 @@ def check_tuning(state: dict[str, Any], file: Path) -> None:
 
 
 def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) -> None:
-    """Raise UserError where the flags ask for other neurons or BN than those that a run that goes on tunes."""
+    """Raise UserError if the flags ask for other neurons or BN than those of the run."""
     how, delay, start = settings.spiking, state["finetune"]["delay"], state["finetune"].get("start", HALF)
     if how.delay != delay:
         raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
@@ -113,7 +113,7 @@ def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) ->
 def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
     """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
 
-    Through time it learns the statistics of the spikes.
+    Tuning through time learns the BN statistics of the spikes.
     """
     ours = tuned.state_dict()
     frozen = (THRESHOLD,) if method == "through-time" else (THRESHOLD, "running_mean", "running_var")

@@ -1,4 +1,4 @@
-"""A run: its directory with config.json, log.jsonl, checkpoint.pth.tar and model_best.pth.tar; new, gone on with, or refused."""
+"""A run: its directory with config.json, log.jsonl, checkpoint.pth.tar and model_best.pth.tar; new, resumed, or refused."""
 
 import json
 import platform
@@ -22,14 +22,14 @@ from .lock import check_held, writing
 
 CONFIG, LOG = "config.json", "log.jsonl"
 FILES = (LAST, BEST, CONFIG, LOG)
-# Where a run started, and what is no choice: another value of these changes nothing when it goes on.
+# Other values of these change nothing when a run goes on, so that they are not mentioned.
 SILENT = {"resume", "init", "init_bit", "overwrite", "start_epoch", "pretrained", "local_rank", "directories", "data", "result",
           "device", "evaluate"}
 S = TypeVar("S")
 
 
 def simple(value: Any) -> Any:
-    """Return what JSON and weights_only loading take: dataclasses and dictionaries as dictionaries, paths as text."""
+    """Return a value as JSON and weights_only loading take it: dataclasses as dictionaries, paths as text."""
     if is_dataclass(value):
         return simple(asdict(value))
     if isinstance(value, dict):
@@ -40,12 +40,12 @@ def simple(value: Any) -> Any:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Return all values of a script's settings by name, as plain values."""
+    """Return all settings of a script by name, as plain values."""
     return {name: value for part in simple(settings).values() if part for name, value in part.items()}
 
 
 def launchers_of(path: Path) -> list[str | None]:
-    """Return the `launchers` of the run in a directory; empty where it does not say."""
+    """Return the `launchers` of the run in a directory; empty if there are none."""
     try:
         return json.loads((path / CONFIG).read_text())["launchers"]
     except (OSError, ValueError, KeyError):
@@ -61,18 +61,17 @@ class RunDirectory:
     """Where one training or tuning keeps its results; of several processes the first one writes.
 
     Args:
-        run: names the network and the parent directory, and says whether to go on with what is there, or to delete it. Where
-            torchrun has started this process anew after a failure, the run goes on whatever they say, if this launch has begun
-            it; an older run is left to them.
+        run: names the network and the parent directory, and says whether to go on with the run there, or to delete it. If
+            torchrun has restarted this process after a failure, a run that this launch began goes on in any case.
         suffix: of the directory's name, {arch}_{bit}bit{suffix}.
-        check: called with the contents of the checkpoint that the run goes on with and its path; raises UserError for a damaged
-            one.
+        check: called with the contents and the path of the checkpoint with which the run goes on; raises UserError if it is
+            damaged.
 
     Attributes:
-        file, state: the checkpoint that the run goes on with and its contents; None and empty for a new run.
+        file, state: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
 
     Raises:
-        UserError: the directory holds a run and the flags do not say what is to become of it, there is nothing to go on with, or
+        UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with, or
             the processes do not see the same directory.
     """
 
@@ -99,16 +98,16 @@ class RunDirectory:
     @classmethod
     @contextmanager
     def opened(cls, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]) -> Iterator["RunDirectory"]:
-        """Make one in whose directory no other process writes meanwhile; see `writing`."""
+        """Open a run whose directory no other process writes meanwhile; see `writing`."""
         with writing(path_of(run, suffix)):
             yield cls(run, suffix, check)
 
     def settings(self, given: S, read: Callable[[dict[str, Any]], S]) -> S:
-        """Return the settings of the run: of one that goes on its own, but for those that are given; says which differ.
+        """Return the settings of the run. One that goes on keeps its own, except for flags that are given; prints the differences.
 
         Args:
             given: the settings of a new run.
-            read: returns the settings of the flags, those that are not given from a dictionary of values by name.
+            read: returns the settings of the command line, with defaults from a dictionary of values by name.
         """
         if not self.state:
             return given
@@ -123,7 +122,7 @@ class RunDirectory:
         return replace(settings, run=replace(settings.run, init=start, resume=self.file, overwrite=False))
 
     def begin(self, settings: Any, history: list[dict[str, Any]]) -> None:
-        """Make the directory with the settings, and of a run that goes on the log.
+        """Make the directory, write the settings and, if the run goes on, its log.
 
         Raises:
             UserError: the directory cannot be written, or TensorBoard is not installed.
@@ -154,7 +153,7 @@ class RunDirectory:
             write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in history))
 
     def save(self, contents: dict[str, Any], history: list[dict[str, Any]], is_best: bool) -> None:
-        """Write an epoch's checkpoint, the best one if it is, and the log that belongs to it."""
+        """Write an epoch's checkpoint and its log; if it is the best, write that one too."""
         if not self.writes:
             return
         check_held(self.path)

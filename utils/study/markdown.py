@@ -1,4 +1,4 @@
-"""A table's figures as Markdown, between the markers of a document."""
+"""A table's results as Markdown, between the markers of a document."""
 
 import re
 import statistics
@@ -7,44 +7,44 @@ from itertools import groupby
 from quant import FLOAT_BITS, time_steps
 
 from ..errors import UserError
-from .figures import Figure
+from .results import Result
 
 HEAD = ("neuron", "method", "accuracy, %", "to the ANN", "published, %", "epochs", "latency, steps", "tuning images", "minutes")
 NONE_PUBLISHED = "none known"
 
 
-def table(figures: list[Figure]) -> str:
-    """Return one Markdown table for each network and bit-width, without the columns that say nothing in any of them."""
-    cells = [_cells(figure) for figure in figures]
+def table(results: list[Result]) -> str:
+    """Return one Markdown table for each network and bit-width, without columns that are empty in all of them."""
+    cells = [_cells(result) for result in results]
     kept = [column for column in range(len(HEAD)) if any(line[column] not in ("", NONE_PUBLISHED) for line in cells)]
     parts = []
-    for (arch, bit), group in groupby(zip(figures, cells, strict=True), lambda pair: (pair[0].arch, pair[0].bit)):
+    for (arch, bit), group in groupby(zip(results, cells, strict=True), lambda pair: (pair[0].arch, pair[0].bit)):
         rows = list(group)
-        ann = next((f"; quantized ANN {figure.ann:.2f}" for figure, _ in rows if figure.anns), "")
+        ann = next((f"; quantized ANN {result.ann:.2f}" for result, _ in rows if result.anns), "")
         title = f"{arch}, float" if bit == FLOAT_BITS else f"{arch}, {bit} bits, T = {time_steps(bit)}{ann}"
         lines = ["| " + " | ".join(line[column] for column in kept) + " |" for line in (HEAD, *(line for _, line in rows))]
         parts.append("\n".join([title, "", lines[0], "|---" * len(kept) + "|", *lines[1:]]))
     sources: dict[str, dict[str, None]] = {}
-    for figure in figures:
-        if figure.source is not None:
-            sources.setdefault(figure.source, {})[f"{figure.published:.2f}"] = None
+    for result in results:
+        if result.source is not None:
+            sources.setdefault(result.source, {})[f"{result.published:.2f}"] = None
     notes = [f"{', '.join(accuracies)}: {source}" for source, accuracies in sources.items()]
-    parts.append("Published: " + " · ".join(notes) if notes else "No published figures of these rows are known.")
-    if any(figure.last for figure in figures):
+    parts.append("Published: " + " · ".join(notes) if notes else "No published results of these rows are known.")
+    if any(result.last for result in results):
         parts.append("Trained: the best epoch on the test set, as published, the last one in brackets; minutes of all its "
                      "trainings from float on. Spiking: minutes of calibration and tuning.")
     return "\n\n".join(parts)
 
 
-def _cells(figure: Figure) -> tuple[str, ...]:
-    accuracy = f"{figure.mean:.2f}" + ("" if figure.spread is None else f" ± {figure.spread:.2f}")
-    if figure.last:
-        accuracy += f" (last epoch {statistics.fmean(figure.last):.2f})"
-    loss = "" if figure.to_ann is None else f"{figure.to_ann:+.2f}"
-    published = NONE_PUBLISHED if figure.published is None else f"{figure.published:.2f}"
-    spent = f"{figure.minutes:.1f}" if any(figure.seconds) else ""
-    epochs = figure.epochs if figure.epochs[:1].isdigit() else ""
-    return figure.neuron, figure.method, accuracy, loss, published, epochs, str(figure.latency or ""), figure.tuning, spent
+def _cells(result: Result) -> tuple[str, ...]:
+    accuracy = f"{result.mean:.2f}" + ("" if result.spread is None else f" ± {result.spread:.2f}")
+    if result.last:
+        accuracy += f" (last epoch {statistics.fmean(result.last):.2f})"
+    loss = "" if result.to_ann is None else f"{result.to_ann:+.2f}"
+    published = NONE_PUBLISHED if result.published is None else f"{result.published:.2f}"
+    spent = f"{result.minutes:.1f}" if any(result.seconds) else ""
+    epochs = result.epochs if result.epochs[:1].isdigit() else ""
+    return result.neuron, result.method, accuracy, loss, published, epochs, str(result.latency or ""), result.tuning, spent
 
 
 def insert(text: str, name: str, lines: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the networks of a table come from, and the stages that train, convert and tune them."""
+"""The networks of a table, and the stages that train, convert and tune them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
-QUANTIZED, COMPILED = 1.5, 1.2  # a quantized training step, and one with --compile, in float ones
-STEP = 0.5  # a time step of a deployed spiking network, in float forward passes
+QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
+STEP = 0.5  # cost of a time step of a deployed spiking network, in float forward passes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Networks:
     Attributes:
         data: where the data set is.
         study: where the stages are.
-        scale: part of the published number of epochs that each stage of the chain gets; below 1 with a cosine schedule.
+        scale: epochs of each stage of the chain, as a part of the published number; below 1 with a cosine schedule.
         extra: more flags of the training, --amp and --compile.
         files: a directory with {arch}_{bit}bit.pth.tar; None trains.
     """
@@ -48,7 +48,7 @@ class Networks:
         return max(1, round(EPOCHS[self.dataset] * self.scale))
 
     def trained_for(self, bit: int) -> str:
-        """Return the epochs of the training with `bit` bits beside the published number, or where a file is that does not say."""
+        """Return the epochs of the training with `bit` bits beside the published number; for a file without them, its directory."""
         full, epochs, path = EPOCHS[self.dataset], self.epochs, self.path(bit, 0)
         if self.files is not None:
             epochs = recorded(read_checkpoint(path)).get("epochs") if path.is_file() else None
@@ -58,10 +58,10 @@ class Networks:
 
     def extra_of(self, bit: int) -> tuple[str, ...]:
         """Return the flags of `extra` that change the training of a network with `bit` bits."""
-        return tuple(flag for flag in self.extra if bit != FLOAT_BITS or flag != "--compile")  # of which nothing is compiled
+        return tuple(flag for flag in self.extra if bit != FLOAT_BITS or flag != "--compile")  # nothing in it is compiled
 
     def group(self, bit: int) -> str:
-        """Return the directory, in the study, that the stages with `bit` bits share with those of the same networks only."""
+        """Return the directory, in the study, of the stages with `bit` bits; stages of other networks have another one."""
         if self.files is not None:
             return f"{self.arch}-{self.files.name}"
         return "-".join([self.arch, f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra_of(bit))])
@@ -73,7 +73,7 @@ class Networks:
 
     def stage(self, name: str, script: str, bit: int, flags: tuple[str, ...], init: Path | None, trained: float = 0,
               passes: float = 0) -> Stage:
-        """Return a stage of this architecture, {bit}bit-{name}; the other arguments as `Stage` has them."""
+        """Return a stage of this architecture, {bit}bit-{name}; for the other arguments see `Stage`."""
         name, flags = f"{self.group(bit)}/{bit}bit-{name}", ("--arch", self.arch, "--bit", str(bit), *flags)
         return Stage(name, script, flags, init, self.place, self.arch, self.dataset, trained, passes)
 
@@ -89,7 +89,7 @@ class Networks:
         return self.stage(f"seed{seed}", script, bit, flags, init, self.epochs * train * factor, self.epochs * test)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
-        """Return the stages that make the network with `bit` bits, in order; none where it is read from a file."""
+        """Return the stages that make the network with `bit` bits, in order; none if it is read from a file."""
         if self.files is not None:
             return ()
         bits = BITS[self.dataset]
@@ -104,7 +104,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Source:
-    """A quantized network that is converted; makes the stages of its spiking network with one kind of neuron and one seed."""
+    """A quantized network to be converted, with one kind of neuron and one seed: makes the stages of its spiking network."""
 
     networks: Networks
     bit: int
@@ -114,7 +114,7 @@ class Source:
 
     @property
     def spiking_pass(self) -> float:
-        """Return what a spiking pass of T steps costs, in float ones."""
+        """Return the cost of a spiking pass of T steps, in float passes."""
         return time_steps(self.bit) * STEP
 
     def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...]) -> Stage:
@@ -133,14 +133,14 @@ class Source:
         return self.evaluated(f"delay{delay}", "--delay", str(delay), delay=delay)
 
     def layerwise(self, kind: str, *flags: str) -> Stage:
-        """Return a run of layer-wise fine-tuning."""
+        """Return a run of layer-wise tuning."""
         test = IMAGES[self.networks.dataset][1]
         passes = CALIB * (6 + 3 * self.spiking_pass) + test * (1 + 2 * self.spiking_pass)
         return self.stage("snn_ft", kind, passes, ("--calib", str(CALIB), *flags))
 
     def whole(self, kind: str, *flags: str) -> Stage:
-        """Return a run of global fine-tuning."""
-        count = 40_000 if self.bit == 2 else 20_000  # the fewer steps, the more there is to gain
+        """Return a run of global tuning."""
+        count = 40_000 if self.bit == 2 else 20_000  # with fewer steps there is more to gain
         test = IMAGES[self.networks.dataset][1]
         passes = count * (4 + self.spiking_pass) + test * (1 + 2 * self.spiking_pass)
         return self.stage("snn_ft", kind, passes, ("--method", "global", "--teacher", "--calib", str(count), *flags))

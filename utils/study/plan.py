@@ -1,4 +1,4 @@
-"""What a table's runs would take: from one training step and one forward pass of each network."""
+"""How long a table's runs would take, from one training step and one forward pass of each network."""
 
 import time
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from .stages import Stage
 from .tables import Row
 
 PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 1024)}  # images, their height and width in pixels; images of an update
-REPEATED = 0.3  # seconds for which a probe is repeated, so that another job's moment on the processor does not count
+REPEATED = 0.3  # seconds for which a probe is repeated, so that a short load from another job does not count
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that the float network takes for an image: of a training step, of a forward pass."""
+    """Seconds of the float network for an image: in a training step, in a forward pass."""
 
     step: float
     forward: float
 
 
 def probe(arch: str, dataset: str, amp: bool = False) -> Speed:
-    """Return an architecture's speed on the device that the scripts would take, from the fastest of some passes and updates."""
+    """Return an architecture's speed on the device of the scripts: the fastest of some passes and updates."""
     count, size, update = PROBE[models.family(dataset)]
     device = choose_device(None)
     network = models.build(arch, dataset).to(device, memory_format=torch.channels_last)
@@ -51,7 +51,7 @@ def probe(arch: str, dataset: str, amp: bool = False) -> Speed:
 
 
 def fastest(call: Callable[[], None], device: torch.device) -> float:
-    """Return the shortest time of a call in seconds, of two calls or as many as there is time for."""
+    """Return the shortest time of a call in seconds, of at least two calls."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < REPEATED:
         began = time.monotonic()
@@ -67,7 +67,7 @@ class Plan:
 
     Attributes:
         missing: each stage once, what it starts from first; none of the rows in `lost`.
-        lost: names of the rows that start from a network which is gone, as in a study of which only the figures were passed
+        lost: names of the rows that start from a network which is gone, as in a study of which only the results were passed
             on; the finished stages that have to make it again.
     """
 
@@ -90,7 +90,7 @@ class Plan:
     def remedy(self) -> str:
         """Return what helps with the rows that are lost."""
         places = dict.fromkeys(str(self.study / stage.name) for found in self.lost.values() for stage in found)
-        return (f"{len(self.lost)} rows need networks of which only the figures are here: put them into {', '.join(places)}, or "
+        return (f"{len(self.lost)} rows need networks of which only the results are here: put them into {', '.join(places)}, or "
                 "delete these directories, to train them anew")
 
     def of_row(self, row: Row) -> list[Stage]:

@@ -52,7 +52,7 @@ def record_of(stage: Stage, study: Path) -> dict[str, Any] | None:
     """Return what a finished stage left; None if it has not finished.
 
     Raises:
-        UserError: the stage was begun with other flags or another --init file, so that its figures are not those of this one.
+        UserError: the stage was begun with other flags or another --init file, so that its results are not those of this one.
     """
     record = _begun(stage, study)
     return record if record and record["result"] is not None else None

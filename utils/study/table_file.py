@@ -1,4 +1,4 @@
-"""A table's file: its figures as JSON and as CSV, and what may stand in it together."""
+"""A table's file: its results as JSON and as CSV, and what may stand in it together."""
 
 import csv
 import json
@@ -13,26 +13,26 @@ from quant import FLOAT_BITS
 
 from ..errors import UserError
 from ..files import write_text
-from .figures import Figure
+from .results import Result
 from .tables import Row
 
 
-def write(figures: list[Figure], path: Path) -> None:
+def write(results: list[Result], path: Path) -> None:
     """Write JSON to `path`, and CSV beside it."""
-    write_text(path, json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    write_text(path, json.dumps([asdict(result) for result in results], indent=1) + "\n")
     lines = StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(("arch", "bit", "neuron", "method", "mean", "std", "seeds", "last", "ann", "latency", "images", "minutes",
                      "epochs", "published", "source"))
-    for figure in figures:
-        last = statistics.fmean(figure.last) if figure.last else None
-        spread, last, ann = ("" if value is None else f"{value:.3f}" for value in (figure.spread, last, figure.ann))
-        writer.writerow((*figure.key, f"{figure.mean:.3f}", spread, len(figure.accuracies), last, ann, figure.latency or "",
-                         figure.tuning, f"{figure.minutes:.1f}", figure.epochs, figure.published or "", figure.source or ""))
+    for result in results:
+        last = statistics.fmean(result.last) if result.last else None
+        spread, last, ann = ("" if value is None else f"{value:.3f}" for value in (result.spread, last, result.ann))
+        writer.writerow((*result.key, f"{result.mean:.3f}", spread, len(result.accuracies), last, ann, result.latency or "",
+                         result.tuning, f"{result.minutes:.1f}", result.epochs, result.published or "", result.source or ""))
     write_text(path.with_suffix(".csv"), lines.getvalue())
 
 
-def read(path: Path) -> list[Figure]:
+def read(path: Path) -> list[Result]:
     """Read what `write` wrote; nothing where there is no such file.
 
     Raises:
@@ -41,27 +41,27 @@ def read(path: Path) -> list[Figure]:
     if not path.exists():
         return []
     try:
-        return [Figure(**entry) for entry in json.loads(path.read_text())]
+        return [Result(**entry) for entry in json.loads(path.read_text())]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} holds no table of this version ({error}): delete it, and it is written anew") from error
 
 
-def merged(old: list[Figure], new: list[Figure], order: list[tuple]) -> list[Figure]:
-    """Return the figures with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
+def merged(old: list[Result], new: list[Result], order: list[tuple]) -> list[Result]:
+    """Return the results with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
 
-    Seeds that only the old figure of a row has stay in it.
+    Seeds that only the old result of a row has stay in it.
     """
-    known = {figure.key: figure for figure in old}
-    for figure in new:
-        known[figure.key] = united(known.get(figure.key), figure)
+    known = {result.key: result for result in old}
+    for result in new:
+        known[result.key] = united(known.get(result.key), result)
     return [known[key] for key in order if key in known]
 
 
-def united(old: Figure | None, new: Figure) -> Figure:
+def united(old: Result | None, new: Result) -> Result:
     """Return `new` after the seeds that only `old` has; without those where both measured a seed and differ."""
     if old is None:
         return new
-    before, now = (dict(zip(figure.stages, figure.accuracies, strict=True)) for figure in (old, new))
+    before, now = (dict(zip(result.stages, result.accuracies, strict=True)) for result in (old, new))
     kept = [index for index, stage in enumerate(old.stages) if stage not in now]
     kinds = {re.sub(r"\d+$", "", stage) for stage in (*before, *now)}  # but for the seed
     if len(kinds) > 1 or any(before[stage] != now[stage] for stage in before.keys() & now.keys()):
@@ -75,16 +75,16 @@ def united(old: Figure | None, new: Figure) -> Figure:
     return replace(new, **of_seeds, revisions=sorted({*new.revisions, *(old.revisions if kept else ())}))
 
 
-def check_same(old: list[Figure], rows: list[Row], path: Path) -> None:
-    """Raise UserError if rows would stand in a table beside figures of other networks of their architecture."""
-    known = [(figure.arch, figure.bit, _group(figure.stages[0])) for figure in old]
+def check_same(old: list[Result], rows: list[Row], path: Path) -> None:
+    """Raise UserError if rows would stand in a table beside results of other networks of their architecture."""
+    known = [(result.arch, result.bit, _group(result.stages[0])) for result in old]
     for row in rows:
         ours = _group(row.stages[0].name)
         for arch, bit, group in known:
             # A float network is the same with --compile.
             drop = "-compile" if FLOAT_BITS in (bit, row.bit) else ""
             if arch == row.networks.arch and group.removesuffix(drop) != ours.removesuffix(drop):
-                raise UserError(f"{path} has figures of {group}, these rows are of {ours}: name another --result, or take those "
+                raise UserError(f"{path} has results of {group}, these rows are of {ours}: name another --result, or take those "
                                 f"of {arch} out of it")
 
 

@@ -18,12 +18,12 @@ TABLES = ("cifar10", "imagenet", "ablation", "conversion", "latency")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a table: the accuracy of a `bit`-bit network with `neuron`s after `method`.
+    """One row of a table: the accuracy of a `bit`-bit network with `neuron`s after `method`.
 
     Attributes:
-        chains: stages in order, one chain a seed; the last stage measures the figure.
-        steps: T' < T after which that stage's network is read out; None: after all.
-        neuron: "signed" or "unsigned"; "ANN" where nothing spikes.
+        chains: stages in order, one chain a seed; the last stage measures the result.
+        steps: T' < T after which that stage's network is read out; None: after all T.
+        neuron: "signed" or "unsigned"; or "ANN".
     """
 
     networks: Networks
@@ -35,18 +35,18 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Return what --rows looks for."""
+        """Return the name in which --rows searches."""
         bits = "float" if self.bit == FLOAT_BITS else f"{self.bit} bits"
         return f"{self.networks.arch}, {bits}, {self.neuron}, {self.method}"
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """Return what tells the rows of a table apart, as does the `key` of a figure."""
+        """Return the values that tell the rows of a table apart, the same as `Result.key`."""
         return self.networks.arch, self.bit, self.neuron, self.method
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Return those that measure the figure, one a seed."""
+        """Return the stages that measure the result, one a seed."""
         return tuple(chain[-1] for chain in self.chains)
 
     @property
@@ -72,7 +72,7 @@ WHOLE = ("calibrated-global", *CALIBRATE)
 def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make, steps: int | None = None) -> Row:
     """Return a row of a spiking network; `make` returns the stages after the training of its network.
 
-    Where no stage draws anything at random, as in the conversion of a file, 0 is the only seed.
+    If no stage uses random numbers, as in the conversion of a file, 0 is the only seed.
     """
     def chain(seed: int) -> tuple[Stage, ...]:
         return (*networks.chain(bit, seed), *make(Source(networks, bit, neuron, seed)))
@@ -82,19 +82,19 @@ def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method:
 
 
 def once(method: Callable[..., Stage], *arguments: str | int) -> Make:
-    """Return what makes one run: a method of `Source` with its arguments."""
+    """Return a function that makes one run: a method of `Source` with its arguments."""
     return lambda source: (method(source, *arguments),)
 
 
 def both(source: Source) -> tuple[Stage, ...]:
-    """Return layer-wise tuning, then global tuning of what it made."""
+    """Return layer-wise tuning, then global tuning of its result."""
     first = source.layerwise("layerwise")
     result = source.networks.study / first.name / run_name(source.networks.arch, source.bit, "_ft") / BEST
     return (first, replace(source, network=result).whole("layerwise-global"))
 
 
 def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
-    """Return an architecture at all bit-widths: ANN, unsigned, signed, fine-tuned, delay = T."""
+    """Return an architecture at all bit-widths: ANN, unsigned, signed, tuned, delay = T."""
     rows = []
     for bit in BITS[networks.dataset]:
         rows.append(Row(networks, bit, "ANN", "trained", tuple(networks.chain(bit, seed) for seed in seeds)))
@@ -112,7 +112,7 @@ def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
 
 
 def conversion(networks: Networks, seeds: list[int]) -> list[Row]:
-    """Return the way from the quantized ANN to a spiking network without loss."""
+    """Return the steps from the quantized ANN to a spiking network without loss."""
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
@@ -134,7 +134,7 @@ def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Ro
 
 
 def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
-    """Return the rows of fine-tuning."""
+    """Return the rows of tuning."""
     full, half = time_steps(bit), 2 ** (bit - 1)
     rows = [row("calibrated, global", once(Source.whole, *WHOLE))]
     if neuron == "signed":
@@ -146,7 +146,7 @@ def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
 
 
 def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
-    """Return the half-threshold start, the signed rule and fine-tuning, each there or removed."""
+    """Return the half-threshold start, the signed rule and tuning, each with and without."""
     rows = []
     for bit in (4, 3, 2):
         for neuron in NEURONS:
@@ -158,7 +158,7 @@ def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
 
 
 def latency(networks: Networks, seeds: list[int]) -> list[Row]:
-    """Return accuracy against latency: the first T' of T steps, of which one run tells all, and a delay of 0 to T."""
+    """Return accuracy against latency: the first T' of T steps, all from one run, and delays of 0 to T."""
     rows = []
     for bit in (4, 3, 2):
         full = time_steps(bit)
@@ -171,7 +171,7 @@ def latency(networks: Networks, seeds: list[int]) -> list[Row]:
 
 def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float = 1.0, extra: tuple[str, ...] = (),
             files: Path | None = None) -> list[Row]:
-    """Return the rows of a table; arguments as `Networks` has them, `files` of the tables of one architecture only."""
+    """Return the rows of a table; for the arguments see `Networks`; `files` is for tables of one architecture only."""
     if table in ("cifar10", "imagenet"):
         archs = CIFAR if table == "cifar10" else IMAGENET
         return [row for arch in archs for row in main_table(Networks(arch, data, study, table, scale, extra), seeds)]

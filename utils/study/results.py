@@ -1,4 +1,4 @@
-"""The measured figures of a table."""
+"""The measured results of a table, and the published ones."""
 
 import statistics
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ FLOAT = "published recipe of APoT (ICLR 2020)"
 APOT = f"{FLOAT}, APoT activations; ours are uniform"
 FAST_SNN = "Fast-SNN, TPAMI 2023"
 
-# (data set, architecture, bits, neuron, method) -> figure. What is not here has no published figure that we know of.
+# (data set, architecture, bits, neuron, method) -> published result, as far as we know.
 PUBLISHED = MappingProxyType({
     ("cifar10", "resnet20", 32, "ANN", "trained"): Published(92.96, FLOAT),
     ("cifar10", "resnet20", 4, "ANN", "trained"): Published(92.45, APOT),
@@ -37,18 +37,18 @@ PUBLISHED = MappingProxyType({
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A measured row.
+class Result:
+    """The result of a row.
 
     Attributes:
-        accuracies: on the test set in percent, one a seed; of a training those of its best epoch.
-        last: of a training's last epoch, one a seed; else empty.
+        accuracies: on the test set in percent, one a seed; for a training those of the best epoch.
+        last: accuracies of a training's last epoch, one a seed; else empty.
         anns: of the quantized ANN, in percent, one a seed.
-        latency: steps from the first input to the last output; None where nothing spikes.
-        seconds: that the epochs of training, or calibration and tuning took, of each seed.
-        epochs: that its training got, and the published number where that is another.
+        latency: steps from the first input to the last output; None for an ANN.
+        seconds: of training, or of calibration and tuning, one a seed.
+        epochs: of its training, and the published number if that differs.
         tuning: training images that calibration and tuning saw.
-        published, source: the published accuracy in percent, and where it is from; None where there is none.
+        published, source: the published accuracy in percent and its source; None without one.
         stages: directories of the runs, each with its record; revisions of the code that measured them.
     """
 
@@ -71,7 +71,7 @@ class Figure:
 
     @property
     def key(self) -> tuple:
-        """Return what tells the rows of a table apart."""
+        """Return the values that tell the rows of a table apart."""
         return self.arch, self.bit, self.neuron, self.method
 
     @property
@@ -100,8 +100,8 @@ class Figure:
         return None if self.ann is None else self.mean - self.ann
 
 
-def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
-    """Return the figure of a row whose stages have left these records, a chain a seed."""
+def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Result:
+    """Return the result of a row from the records of its stages, a chain a seed."""
     results = [records[-1]["result"] for records in chains]
     trained = row.neuron == "ANN"
     if trained:
@@ -115,7 +115,7 @@ def measured(row: Row, chains: list[list[dict[str, Any]]]) -> Figure:
         seconds = [sum(result["seconds"] for result in results) for results in tuning]
     networks = row.networks
     found = PUBLISHED.get((networks.dataset, *row.key))
-    return Figure(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
+    return Result(networks.dataset, networks.arch, row.bit, row.neuron, row.method, accuracies, last, anns,
                   row.steps or results[0].get("latency"), seconds, networks.trained_for(row.bit), row.tuning,
                   found and found.accuracy, found and found.source, [stage.name for stage in row.stages],
                   sorted({name for records in chains for record in records for name in record["revision"].split(", ")}))
