@@ -23,13 +23,13 @@ from utils.settings import Settings
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
-    """Return the settings of the command line; what it does not give is as `before`, of a run that goes on."""
+    """Return the settings of the command line; the others are those of `before`, a run that goes on."""
     parser = cli.new_parser(__doc__, ["imagenet"], batch_size=256)
     cli.add_imagenet_flags(parser, "+")
     cli.add_run_flags(parser, epochs=60, lr=0.025, wd=1e-4, milestones="1/3, 2/3 and 5/6")
     add = parser.add_argument
-    add("--scratch", action="store_true", help="start below 32 bits from random weights")
-    add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (below: the default)")
+    add("--scratch", action="store_true", help="below 32 bits: start from random weights")
+    add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (default below 32)")
     return Settings.of(parser.flags(resume_apart(sys.argv[1:] if argv is None else argv), before))
 
 
@@ -42,7 +42,7 @@ def resume_apart(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train, or evaluate with -e, as main.py does; return what is printed at the end."""
+    """Train, or evaluate with -e, as main.py does; return the results."""
     return train(argv, parse)
 
 

@@ -1,10 +1,10 @@
-"""Train a float network, or quantize one progressively, on CIFAR-10, CIFAR-100 or digits.
+"""Train a float network, or quantize one progressively, on CIFAR-10, CIFAR-100, digits or a folder of images.
 
     python main.py --arch alex --bit 32 -id 2 --wd 5e-4
     python main.py --arch alex --bit 4 -id 2 --wd 1e-4 --lr 4e-2 --init result/alex_32bit/model_best.pth.tar
     python main.py --arch alex --bit 4 -e --init result/alex_4bit/model_best.pth.tar
 
-A network of another bit-width given by --init is fitted first: clips, BN statistics and thresholds, on training images.
+If --init has another bit-width, the network is fitted first: clips, BN statistics and thresholds, on training images.
 The best epoch is the one with the highest accuracy on the test set, as in the papers; the last one is reported beside it.
 """
 
@@ -22,7 +22,7 @@ from utils.training import train
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
-    """Return the settings of the command line; what it does not give is as `before`, of a run that goes on."""
+    """Return the settings of the command line; the others are those of `before`, a run that goes on."""
     parser = cli.new_parser(__doc__, ["cifar10"])
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
@@ -30,7 +30,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
 
 
 def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -> dict[str, Any]:
-    """Train for the epochs that are left, saving each, or evaluate with -e; return what is printed at the end."""
+    """Train for the remaining epochs, saving each, or evaluate with -e; return the results."""
     settings = read(argv)
     with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
         if settings.run.evaluate:

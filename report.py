@@ -4,9 +4,9 @@
     python report.py result/study/resnet20-45epochs-amp-compile/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
 
-A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The fine-tuned networks
-beside it are taken in. The page goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline; beside it
-goes a .json of the same name with the figures of a network that spikes.
+A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The page also shows
+the tuned networks beside it. It goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline. For a
+quantized network a .json file of the same name beside it holds the numbers.
 """
 
 import argparse
@@ -26,15 +26,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN",
         help="a run directory, a stage of reproduce.py that trains or tunes, or a checkpoint")
-    add("-a", "--arch", metavar="FILE.py:FUNCTION", help="the network of the run, where it is from a file of yours")
+    add("-a", "--arch", metavar="FILE.py:FUNCTION", help="the network of the run, if it is from a file of yours")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
-    add("--images", type=cli.count(1, "number of images"), default=1000, help="test images that are measured (default: 1000)")
+    add("--images", type=cli.count(1, "number of images"), default=1000, help="test images to measure on (default: 1000)")
     add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")
     args = parser.parse_args(argv)
     if args.output and len(args.runs) > 1:
         raise UserError(f"--output {args.output}: {len(args.runs)} runs make as many pages; leave it out")
     if args.output and args.output.suffix not in (".html", ".htm"):
-        raise UserError(f"--output {args.output}: a page is a .html file, and its figures go to a .json file beside it")
+        raise UserError(f"--output {args.output}: a page is a .html file, and its numbers go to a .json file beside it")
     if args.output and not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: there is no directory {args.output.parent}; make it first")
     return args
@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
     for run in args.runs:
         subject = read_subject(run, args.arch)
         pages.append(args.output or subject.page)
-        page, figures = sections.build(subject, args.data, args.images)
+        page, numbers = sections.build(subject, args.data, args.images)
         write_text(pages[-1], page)
-        if figures:
-            write_text(pages[-1].with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
+        if numbers:
+            write_text(pages[-1].with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
         print(pages[-1])
     return pages
 

@@ -8,7 +8,7 @@ r"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and eval
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
 With -e on the test set; without it on a fixed subset of the training images, so that neuron and delay can be chosen
-without a look at the test set.
+without the test set.
 """
 
 from typing import Any
@@ -63,13 +63,13 @@ def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
     if snn.start != HALF:
         print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):
-        line = "fine-tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
+        line = "tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
         print(line.format(**result["finetune"]))
     print(layer_table(result["layers"]))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the script; return what it printed."""
+    """Convert and evaluate; return the results that are printed."""
     settings = parse(argv)
     run, calibrate = settings.run, settings.spiking.calibrate
     check_export(run.export)

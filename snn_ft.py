@@ -1,4 +1,4 @@
-r"""Convert a quantized network to a spiking one and fine-tune it: layer by layer towards its ANN, or as a whole.
+r"""Convert a quantized network to a spiking one and tune it: layer by layer towards its ANN, or as a whole.
 
     python snn_ft.py --arch alex --bit 3 -id 2 -n 8 --init result/alex_3bit/model_best.pth.tar
     python snn_ft.py --arch resnet20 --bit 2 --method global
@@ -7,7 +7,7 @@ r"""Convert a quantized network to a spiking one and fine-tune it: layer by laye
     python -m torch.distributed.launch --nproc_per_node=4 snn_ft.py -a alexnet -b 128 --bit 3 \
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
 
-Whether a unit's new state is kept is decided on training images without augmentation, never on the test set. The result
+Training images without augmentation decide whether a unit's new state is kept, never the test set. The result
 goes to {result}/{arch}_{bit}bit_ft (of another method: _ft_global, _ft_through-time; -u: with _unsigned; --steps N: with
 _Nsteps; --start 0: with _start0) and loads in snn.py.
 """
@@ -33,7 +33,7 @@ from utils.training.tune import METHODS
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
-    """Return the settings of the command line; what it does not give is as `before`, of a run that goes on."""
+    """Return the settings of the command line; the others are those of `before`, a run that goes on."""
     parser = cli.new_conversion_parser(__doc__)
     add, number, count = parser.add_argument, cli.number, cli.count
     add("--method", choices=tuple(METHODS), default="layerwise",
@@ -49,15 +49,15 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
         help="training images per epoch; 0: all (default: layerwise 10000, else 0)")
     add("--check-images", type=count(1, "number of images"), default=CHECK_IMAGES,
         help="training images, not augmented, on which accuracy is measured meanwhile (default: 2000)")
-    add("--force", action="store_true", help="layerwise: keep each epoch's state, also where the accuracy did not rise")
-    add("--online", action="store_true", help="layerwise: fresh augmentation in each epoch, the network run up to the unit")
+    add("--force", action="store_true", help="layerwise: keep each epoch's state, even if the accuracy did not rise")
+    add("--online", action="store_true", help="layerwise: fresh augmentation and a run up to the unit in each epoch")
     add("--cache", type=number(float, 0, what="size"),
-        help=f"layerwise: GB of each process for the spikes before the unit; what does not fit goes --online (default: {CACHE})")
+        help=f"layerwise: GB of each process for the spikes before the unit; if they do not fit, --online (default: {CACHE})")
     add("--teacher", action=argparse.BooleanOptionalAction,
         help="learn the ANN's probabilities instead of the labels (default: through-time does, global does not)")
     add("--norm", choices=NORMS,
         help="through-time: BN of each time step, one BN that all share, or frozen statistics (default: step)")
-    add("--surrogate", choices=SURROGATES, help="through-time: what stands for the derivative of a spike (default: rectangle)")
+    add("--surrogate", choices=SURROGATES, help="through-time: surrogate for the derivative of a spike (default: rectangle)")
     add("--compile", action="store_true", help="through-time: compile the training step; on a GPU a CUDA graph")
     add("--nesterov", action=argparse.BooleanOptionalAction,
         help="Nesterov's momentum; not layerwise (default: through-time yes, global no)")
@@ -67,7 +67,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Tune what is left, saving as it goes; return the accuracies on the test set, the latency and the directory."""
+    """Tune the remaining units or epochs, saving after each; return test accuracies, latency and directory."""
     settings = parse(argv)
     with (script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run),
           RunDirectory.opened(settings.run, settings.suffix, check_tuning) as run):

@@ -1,4 +1,4 @@
-"""Layer-wise fine-tuning."""
+"""Layer-wise tuning."""
 
 import copy
 from dataclasses import replace

@@ -114,7 +114,7 @@ def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
     assert snn.main([*digits, "-e"])["snn"].count == 40
     output = capsys.readouterr()
     assert "SNN, leaky neurons" in output.out
-    assert output.err.count("leaky neurons run as their equation says") == 1
+    assert output.err.count("leaky neurons run by their equation") == 1
     tuned = snn_ft.main([*digits, "--method", "global"])
     assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_leaky_test"
     assert tuned["neuron"] == "leaky"

@@ -54,11 +54,11 @@ def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
     tuned = Tuned("signed, tuned", to_spiking(small), [], path)
     subject = Subject("small", tmp_path, path, {"history": history, "revision": "r", "args": {"lr": 0.1}}, small, [tuned])
     batches = [(IMAGES[:3, :, :9, :7], torch.tensor([0, 1, 2])), (IMAGES[3:, :, :9, :7], torch.tensor([3]))]
-    parts, figures = sections.spiking_sections(subject, batches)
+    parts, numbers = sections.spiking_sections(subject, batches)
     parts += [sections.learning_section(subject), sections.provenance(subject, 4)]
     check_page(page.page("small", parts), "signed, tuned")
-    read = json.loads(json.dumps(figures))
-    assert read == figures
+    read = json.loads(json.dumps(numbers))
+    assert read == numbers
     assert (read["images"], [snn["name"] for snn in read["snns"]]) == (4, ["unsigned", "signed", "signed, tuned"])
     ann, signed = read["ann"], read["snns"][1]
     macs = sum(layer["macs"] for layer in signed["operations"])
@@ -106,7 +106,7 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     again = save("group/2bit-unsigned-x-y-seed0/resnet20_2bit_ft_global", finetune=summary,
                  args={"init": str(ours), "method": "global"})
     assert read_subject(again.parent).path == ann
-    # And with another seed: each has a name of its own, as the page has its figures by name.
+    # And with another seed: each has a name of its own, as the page has its numbers by name.
     seed = save("group/2bit-unsigned-x-seed1/resnet20_2bit_ft", finetune=summary, args={"init": str(ann), "method": "layerwise"})
     assert {tuned.path: tuned.name for tuned in read_subject(ann).tuned} == {
         ours: "unsigned, layer-wise, delay 1, 2bit-unsigned-x-seed0/resnet20_2bit_ft",

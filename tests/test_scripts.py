@@ -104,7 +104,7 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
     assert read == [True]
 
 
-def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
+def test_tuning_saves_a_network_that_snn_loads(result, capsys):
     tune = [*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "64", "--calib", "96"]
     tuned = snn_ft.main(tune)
     path = result / "resnet20_2bit_ft"
@@ -115,7 +115,7 @@ def test_finetuning_saves_a_network_that_snn_loads(result, capsys):
     outcome = snn.main([*flags(result), "-e", "--init", str(path / "model_best.pth.tar")])
     assert outcome["snn"].top1 == pytest.approx(tuned["after"])
     assert outcome["ann"].top1 == tuned["ann"] == snn.main([*flags(result), "-e"])["ann"].top1  # not that of the tuned weights
-    assert f"fine-tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
+    assert f"tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     assert [line["unit"] for line in lines] == list(range(1, 19))
     assert all(len(line["losses"]) == line["kept_epochs"] == 2 for line in lines)

@@ -30,7 +30,7 @@ class ImageSet:
 
 
 def load_images(dataset: str, root: str | Path, train: bool, size: int = 32) -> ImageSet:
-    """Load the train or test split of cifar10, cifar100, digits or a folder, whose images are of so many rows and columns.
+    """Load the train or test split of cifar10, cifar100, digits or a folder; `size`: rows and columns of a folder's images.
 
     Raises:
         UserError: the data is not there, cannot be downloaded, or is damaged.
@@ -48,9 +48,7 @@ def load_images(dataset: str, root: str | Path, train: bool, size: int = 32) -> 
 
 
 class TensorLoader(Batches):
-    """Batches of images that lie in memory, cropped and flipped on the device.
-
-    The crop is of the image padded by 4 black pixels.
+    """Batches of images in memory, augmented on the device: a crop of the image padded by 4 black pixels, a flip.
 
     Args:
         images: the set; it is moved to the device once, as uint8.
@@ -79,7 +77,7 @@ class TensorLoader(Batches):
     def plan(self) -> Tensor:
         """Return, on the device, the epoch's order or [order, top, left, flip], [.., N] int64.
 
-        It is drawn batch by batch and moved at once: a GPU would wait for each smaller piece.
+        It is drawn batch by batch and moved as a whole, since a GPU would wait for each smaller piece.
         """
         if not self.augment:
             return torch.arange(self.count, device=self.device)[None]

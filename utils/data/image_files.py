@@ -1,4 +1,4 @@
-"""ImageNet's image files: listed, named where they are damaged, and what every decoder makes of them."""
+"""ImageNet's image files: lists of them, damage in them, and the settings of every decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Decoding:
         seed: of the whole run; with `epoch` and `place` it gives the augmentation.
         workers: threads (DALI) or processes (torchvision) that decode.
         gpu: index of the GPU that the pixels go to; None without one.
-        on_cpu: decode on the CPU also where there is a GPU.
+        on_cpu: decode on the CPU even if there is a GPU.
     """
 
     batch_size: int
@@ -96,7 +96,7 @@ class Decoding:
 
 
 def damage(path: str) -> str | None:
-    """Return what is wrong with an image file; None if it decodes."""
+    """Return the damage of an image file as a message; None if it decodes."""
     from PIL import Image
 
     try:

@@ -29,16 +29,16 @@ def read_sums(folder: Path) -> dict[str, str]:
 def read_binary(files: list[Path], label_bytes: int, classes: int, most: int) -> tuple[Tensor, Tensor]:
     """Read the official binary version: records of `label_bytes` labels (the last one counts) and 3072 pixels.
 
-    The format has no checksums, so that altered pixels can be told only where SHA256SUMS lies beside the files.
+    The format has no checksums, so that altered pixels are found only if SHA256SUMS lies beside the files.
 
     Args:
-        most: records of a file of the official set.
+        most: records in a file of the official set.
 
     Returns:
         images [N, 3, 32, 32] uint8, labels [N] int64.
 
     Raises:
-        UserError: a file is missing, no whole number of records, empty, larger than the official one, has a label outside the
+        UserError: a file is missing, empty, not a whole number of records, larger than the official one, has a label outside the
             classes, or differs from SHA256SUMS.
     """
     images, labels = [], []
@@ -62,7 +62,7 @@ def read_binary(files: list[Path], label_bytes: int, classes: int, most: int) ->
 
 
 def read_cifar(root: Path, classes: int, train: bool) -> tuple[Tensor, Tensor]:
-    """Read CIFAR-10 or CIFAR-100 from `root`: the binary version, else torchvision's (downloaded if need be)."""
+    """Read CIFAR-10 or CIFAR-100 from `root`: the binary version, else torchvision's (downloaded if needed)."""
     if classes == 10:
         folder, names = root / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
         label_bytes, most = 1, 10_000
@@ -103,7 +103,7 @@ def read_digits(train: bool) -> tuple[Tensor, Tensor]:
 
 
 def class_names(root: Path) -> list[str]:
-    """Return the classes of a folder of images, which are the same in both splits; a label is the place of a class among them.
+    """Return the classes of a folder of images, the same in both splits; a label is the index of a class.
 
     Raises:
         UserError: a missing or empty folder, or a class that one split lacks; names it.
@@ -112,7 +112,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def read_folder(root: Path, train: bool, size: int) -> tuple[Tensor, Tensor]:
-    """Return images [N, 3, size, size] uint8 and labels [N] int64; what is of another size is resized and cropped, and said so.
+    """Return images [N, 3, size, size] uint8 and labels [N] int64; images of another size are resized and cropped, with a note.
 
     Raises:
         UserError: see `class_names`; a file that cannot be decoded, by name.
@@ -123,7 +123,7 @@ def read_folder(root: Path, train: bool, size: int) -> tuple[Tensor, Tensor]:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except Exception as error:  # PIL's decoders raise what they like
+        except Exception as error:  # PIL's decoders raise anything
             raise UserError(damage(path) or f"{path} cannot be read ({error}): copy it again, or remove it") from error
         others += image.size != (size, size)
         images.append(torch.from_numpy(np.array(centre(image, size))))

@@ -18,14 +18,14 @@ class ImageLoader(Batches):
     """Batches of images [B, 3, 224, 224] that are decoded from files as they are needed.
 
     A process takes every world-th image of an order that is the same in all. For training, all processes take equally many
-    (the order goes round where it does not divide); otherwise each image comes exactly once.
+    (if needed, the order starts again); otherwise each image comes exactly once.
 
     Args:
         files: one split.
         augment: random resized crop, flip and shuffle; without it shorter side 256, centre crop, in stored order.
         decoder: "dali" or "torchvision".
         workers: threads (DALI) or processes (torchvision) that decode.
-        decode_on_cpu: DALI decodes on the CPU also where there is a GPU.
+        decode_on_cpu: DALI decodes on the CPU even if there is a GPU.
         limit: use only that many images (a fixed, evenly spaced subset).
         others: see `Batches`.
 
@@ -70,8 +70,8 @@ class ImageLoader(Batches):
                 pixels, labels = next(batches)
                 if len(labels) < size:
                     pixels, labels = map(torch.cat, zip((pixels, labels), next(batches), strict=True))
-            except Exception as error:  # decoders of foreign files raise what they like, and leave out what they like
-                # They read ahead: the broken file may be of a later batch. More than that is not looked at, as it takes long.
+            except Exception as error:  # decoders raise anything, or leave images out
+                # They read ahead: the broken file may be of a later batch. To check all files would take long.
                 ahead = self.batch_size * (2 * max(self.workers, 1) + 2)
                 damaged = next(filter(None, map(damage, files.paths[start:start + ahead])), None)
                 if damaged is None:
@@ -102,7 +102,7 @@ def decoder_named(name: str) -> Decoder:
 
 
 def uploaded(x: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on the device; to a GPU a copy of its own travels, since a decoder may reuse its memory meanwhile."""
+    """Return a tensor on the device; a GPU gets a copy, since a decoder may reuse its memory meanwhile."""
     if device.type != "cuda" or x.is_cuda:
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)

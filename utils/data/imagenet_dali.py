@@ -17,7 +17,7 @@ ATTEMPTS = 100
 def graph(files: ImageFiles, augment: bool, decoder: str) -> tuple[Any, Any]:
     """Return pixels [224, 224, 3] uint8 and label; `decoder` is "mixed", which ends on the GPU, or "cpu".
 
-    An orientation in a file's EXIF data is left aside, as by PIL: pixels are taken as they are stored.
+    Orientation in EXIF data is ignored, as by PIL: pixels are taken as they are stored.
     """
     encoded, label = fn.readers.file(files=files.paths, labels=files.labels, name=READER)
     if augment:
@@ -34,7 +34,7 @@ def graph(files: ImageFiles, augment: bool, decoder: str) -> tuple[Any, Any]:
 
 def decode(files: ImageFiles, how: Decoding) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (pixels [B, 224, 224, 3] uint8, labels [B]) of one epoch, in the order of the files."""
-    # A pipeline of its own for each epoch: the augmentation is then a function of the seed, whatever ran before.
+    # Each epoch has its own pipeline, so that the augmentation depends on the seed alone, not on earlier epochs.
     decoder = "cpu" if how.gpu is None or how.on_cpu else "mixed"
     pipeline = graph(files, how.augment, decoder, batch_size=min(how.batch_size, len(files)),
                      num_threads=max(1, how.workers), device_id=how.gpu, seed=how.stream % 2**31)

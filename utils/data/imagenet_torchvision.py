@@ -1,6 +1,6 @@
-"""Decode, crop and resize with PIL and torchvision, in worker processes: where DALI is not installed.
+"""Decode, crop and resize with PIL and torchvision, in worker processes, if DALI is not installed.
 
-torchvision looks for a random crop 10 times, DALI 100 times, before it takes the middle: of a very wide image that comes sooner.
+torchvision tries a random crop 10 times, DALI 100 times, before it takes the middle; for very wide images that matters.
 """
 
 import math
@@ -21,7 +21,7 @@ from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles
 def centre(image: Image.Image) -> Image.Image:
     """Resize to shorter side 256 and crop 224x224 in the middle; halves round up, as in DALI, or crops differ by a pixel.
 
-    PIL's bilinear filter is antialiased: DALI's triangular one.
+    PIL's bilinear filter is antialiased; it is DALI's triangular one.
     """
     width, height = (math.floor(side * SHORTER_SIDE / min(image.size) + 0.5) for side in image.size)
     left, top = (math.floor((side - SIZE + 1) / 2) for side in (width, height))
@@ -29,7 +29,7 @@ def centre(image: Image.Image) -> Image.Image:
 
 
 class Images(Dataset):
-    """(pixels [224, 224, 3] uint8, label) of files; the random numbers of an image are a function of `seed` and its place."""
+    """(pixels [224, 224, 3] uint8, label) of files; the random numbers of an image depend on `seed` and its index alone."""
 
     def __init__(self, files: ImageFiles, augment: bool, seed: int):
         self.files, self.seed = files, seed

@@ -15,17 +15,17 @@ from .image_files import MEAN, SIZE, STD, ImageFiles, read_splits
 from .image_sets import class_names
 from .imagenet import ImageLoader, has_dali
 
-Loader = TensorLoader | ImageLoader  # both have count, device, first(n), set_epoch(n), and yield (images, labels)
+Loader = TensorLoader | ImageLoader  # see `Batches`
 
 
 class Data:
     """Both splits of the data set that the settings name; each is read once, when it is first needed.
 
     Attributes:
-        classes: how many the data set has.
-        fit_images: training images for fitting BN statistics and thresholds: what fits into memory in one batch.
-        pixels: (mean, std) of the channels with which pixels are normalised: what the flags say, else what the network was trained
-            with, else the data set's.
+        classes: number of classes of the data set.
+        fit_images: training images on which a network is fitted; they fit into memory as one batch.
+        pixels: (mean, std) of the channels with which pixels are normalised: those of the flags, else of the network, else of the
+            data set.
 
     Raises:
         UserError: no ImageNet in the directories, no images in a folder, or several processes for CIFAR.
@@ -63,7 +63,7 @@ class Data:
         return self.splits[train]
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel on the scale [0, 1]; of a folder those of its training images."""
+        """Return mean and standard deviation of each channel on the scale [0, 1]; for a folder those of its training images."""
         if self.pixels is None and self.settings.directories:
             return MEAN, STD
         if self.pixels is None:
@@ -78,10 +78,10 @@ class Data:
         return network.to(self.device, memory_format=memory_format)
 
     def check(self, network: Network, source: object) -> Network:
-        """Return a network, read from `source`, that has as many classes as the data set; its pixels are normalised as it knows.
+        """Return a network, read from `source`, after a check of its classes; its pixel statistics become those of the data.
 
         Raises:
-            UserError: it has more or fewer, so that the labels would mean something else.
+            UserError: its number of classes is not that of the data set.
         """
         if network.num_classes != self.classes:
             raise UserError(f"{source} has {network.num_classes} classes, the data set {self.classes}: name the data set that "
@@ -91,10 +91,10 @@ class Data:
         return network
 
     def fits(self, network: Network) -> Network:
-        """Return a network, whose outputs are logits of the data set's classes.
+        """Return a network after a check that its outputs are logits of the data set's classes.
 
         Raises:
-            UserError: it fails on the images, or puts out something else.
+            UserError: it fails on the images, or has another output.
         """
         side = SIZE if self.settings.directories else self.settings.size or 32
         training = network.training
@@ -106,12 +106,12 @@ class Data:
             raise UserError(f"--arch {network.arch}: fails on images [2, 3, {side}, {side}] ({reason})") from error
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if shape != [2, self.classes]:
-            raise UserError(f"--arch {network.arch}: puts out {shape} for 2 images, not [2, {self.classes}]: it should return "
+            raise UserError(f"--arch {network.arch}: outputs {shape} for 2 images, not [2, {self.classes}]: it should return "
                             "logits of num_classes classes")
         return network.train(training)
 
     def described(self, network: Network) -> Network:
-        """Return a network, in place, that says how its pixels are normalised."""
+        """Store in a network, in place, how its pixels are normalised; return it."""
         mean, std = self.normalisation()
         network.facts = replace(network.facts, mean=mean, std=std)
         return network

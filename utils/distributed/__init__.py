@@ -1,1 +1,1 @@
-"""Several processes: who takes which part, how they meet and agree, and what happens when one is lost."""
+"""Several processes: their places, how they meet and agree, and what happens if one is lost."""

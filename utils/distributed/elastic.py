@@ -1,4 +1,4 @@
-"""What torchrun and its workers tell each other: which launch a worker belongs to, and the error that ended a worker."""
+"""Messages between torchrun and its workers: the launch of a worker, and the error that ended a worker."""
 
 import json
 import os
@@ -38,16 +38,16 @@ def launchers() -> list[str | None]:
 
 
 def same_launch(began: list[str | None]) -> bool:
-    """Return whether a torchrun of now has also started processes whose `launchers` were `began`, as the first one reads it."""
+    """Return whether this launch also started the processes whose `launchers` were `began`, as the first process reads them."""
     now = gathered((launcher(), began))
     return bool({*now[0][1]} & {name for name, _ in now} - {None})
 
 
 class ErrorFile(ErrorHandler):
-    """Writes the error that ends a worker where torchrun looks for it; a user's mistake as its line, others as tracebacks.
+    """Writes the error that ends a worker to torchrun's file: a user's mistake as one line, other errors as tracebacks.
 
     Args:
-        line: returns an error's line, or None if it is no user's mistake.
+        line: returns an error's line, or None if it is not a user's mistake.
     """
 
     def __init__(self, line: Callable[[BaseException], str | None]):

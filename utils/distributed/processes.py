@@ -1,4 +1,4 @@
-"""Several processes, as torchrun and torch.distributed.launch start them: who is who, and what they agree on."""
+"""Several processes, as torchrun and torch.distributed.launch start them: their places, and how they agree."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands: `rank` of `world`, `local_rank` on its node. Data is split by rank, GPUs by local rank."""
+    """The place of a process: `rank` of `world`, `local_rank` on its node. Data is split by rank, GPUs by local rank."""
 
     rank: int = 0
     local_rank: int = 0
@@ -38,10 +38,10 @@ class Place:
 
     @classmethod
     def of_environment(cls, local_rank: int | None = None) -> "Place":
-        """Return what the launcher says; launchers of old pass the local rank as a flag.
+        """Return the place that the launcher gives; old launchers pass the local rank as a flag.
 
         Raises:
-            UserError: the environment is not one that a launcher makes.
+            UserError: no launcher makes such an environment.
         """
         read = os.environ.get
         given = {"RANK": read("RANK", 0), "LOCAL_RANK": read("LOCAL_RANK", local_rank or 0), "WORLD_SIZE": read("WORLD_SIZE", 1)}
@@ -62,10 +62,10 @@ class Place:
 
 
 def end_with_parent(_: object = None) -> None:
-    """Let the system kill this process when its parent ends, however that comes about; on Linux, elsewhere nothing happens.
+    """Let the system kill this process when its parent ends for any reason; only on Linux.
 
-    Without it a reader that waits for a file outlives its rank, and the ranks outlive a launcher that was killed: they
-    would go on writing to the directory of the run that has taken their place.
+    Otherwise a reader that waits for a file outlives its rank, and the ranks outlive a killed launcher: they would go on
+    writing into the directory of the run that has replaced them.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -74,9 +74,9 @@ def end_with_parent(_: object = None) -> None:
 def join(backend: str, timeout: timedelta) -> None:
     """Make the process group, apart from that of an earlier attempt of torchrun.
 
-    Without --standalone or --rdzv-backend torchrun keeps one store over its restarts, in which the addresses of the dead
-    processes would be found. On one node the number of the restart tells the attempts apart; on several it may differ
-    between them, and they need --rdzv-backend=c10d, which makes a new store each time.
+    Without --standalone or --rdzv-backend torchrun keeps one store over its restarts, which still holds the addresses of dead
+    processes. On one node the number of the restart tells the attempts apart. On several nodes it may differ, so that they
+    need --rdzv-backend=c10d, which makes a new store each time.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
@@ -96,7 +96,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
         timeout: seconds after which a process that waits for the others gives up.
 
     Raises:
-        LostError: the others did not come in time, or are gone; the cause is another process's error, or its silence.
+        LostError: the others did not come in time, or are gone, because another process failed or was silent.
     """
     if place.world == 1:
         yield
@@ -115,7 +115,7 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
                          f"more than the {timeout:g} seconds of --timeout")
         lost.patience = min(timeout, lost.patience)
         raise lost from error
-    dist.destroy_process_group()  # after an error the others may wait for ever: then the process just ends
+    dist.destroy_process_group()  # not after an error, where the others may wait for ever: then the process just ends
 
 
 def parallel(network: nn.Module) -> nn.Module:
@@ -123,7 +123,7 @@ def parallel(network: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return network
     device = next(network.parameters()).device
-    agree_(network)  # of the buffers too, which the wrapper then leaves alone: they are averaged after the epoch
+    agree_(network)  # the buffers too: the wrapper ignores them, and they are averaged after the epoch
     known = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # up to torch 2.11
     return DistributedDataParallel(network, [device.index] if device.type == "cuda" else None, **{name: False})
@@ -139,7 +139,7 @@ def average_(tensors: Iterator[Tensor]) -> None:
 
 
 def average_buffers_(network: nn.Module) -> None:
-    """Average the BN statistics, which each process has gathered from its own part of the data, in place."""
+    """Average the BN statistics, in place, which each process has gathered from its own part of the data."""
     average_(buffer for buffer in network.buffers() if buffer.is_floating_point())
 
 
@@ -152,10 +152,10 @@ def agree_(network: nn.Module) -> None:
 
 
 def once_per_node(task: Callable[[], T], place: Place) -> T:
-    """Return what `task` returns: it runs on the first process of each node, then on the others, who find what that has left.
+    """Return the result of `task`: it runs on the first process of each node, then on the others, which find its files.
 
     Raises:
-        UserError: the task's; on the other processes, that one has failed.
+        UserError: of the task. On the other processes: LostError.
     """
     result = error = None
     for turn in (place.local_rank == 0, place.local_rank > 0):
@@ -173,7 +173,7 @@ def once_per_node(task: Callable[[], T], place: Place) -> T:
 
 
 def check_everywhere(path: Path) -> None:
-    """Raise UserError if a file is there for some of the processes only: their nodes do not see the same directory."""
+    """Raise UserError if only some of the processes see a file, since their nodes do not share the directory."""
     found = torch.tensor([float(path.exists())])
     average_(iter([found]))
     if 0 < found.item() < 1:

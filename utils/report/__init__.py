@@ -1,1 +1,1 @@
-"""The page of a run: what its network is, how its layers spike, how it learned, and where it comes from."""
+"""The page of a run: its network, how its layers spike, how it learned, and where it comes from."""

@@ -1,4 +1,4 @@
-"""A quantized network and its spiking ones, measured on the same images: what snn.py prints and the report of a run shows."""
+"""A quantized network and its spiking ones, measured on the same images, for snn.py and for the report of a run."""
 
 from collections.abc import Collection
 from copy import deepcopy
@@ -18,7 +18,7 @@ from ..training.metrics import Meter, ReadoutMeter
 from ..training.step import autocast
 
 Batches = Collection[tuple[Tensor, Tensor]]
-RASTER, TRACES = 40, 3  # neurons of a layer in the spike raster, and in the membrane traces
+RASTER, TRACES = 40, 3  # neurons of a unit in the spike raster, and in the membrane traces
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def compare(ann: Network, snn: Network | Deployed, batches: Batches, amp: bool =
 
 @torch.inference_mode()
 def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured:
-    """Return what a spiking network does beside its ANN on these images."""
+    """Return the measurements of a spiking network beside its ANN on these images."""
     deployed = deploy(snn, compile=False)
     found, rows = compare(ann, deployed, batches), []
     with quantized_once(ann):
@@ -107,7 +107,7 @@ def trace(snn: Network, unit: Part, values: Values) -> Traces:
     """Return a unit's traces for the values before it."""
     neuron, current = snn.activation(unit.name), snn.run(unit, values)[0]
     spikes, membrane = neuron.spike_train(current).flatten(1), neuron.membranes(current)
-    active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # those that change the most show the most
+    active = spikes.diff(dim=0).abs().sum(0) + spikes.abs().mean(0)  # neurons that change most show most
     chosen = active.argsort(descending=True, stable=True)[:RASTER]
     if membrane is not None:
         membrane = (membrane.flatten(1)[:, chosen[:TRACES]] / neuron.threshold).float()

@@ -1,4 +1,4 @@
-"""An HTML page that opens offline: its pictures are inside."""
+"""An HTML page that opens offline, with its pictures inside."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ th:first-child, td:first-child { text-align: left; } th { background: #f6f6f6; }
 
 
 def picture(title: str, png: bytes, caption: str) -> str:
-    """Return a figure with the picture in it."""
+    """Return a picture with its title and caption."""
     data = base64.b64encode(png).decode()
     return (f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
             f"<figcaption><b>{html.escape(title)}.</b> {html.escape(caption)}</figcaption></figure>")

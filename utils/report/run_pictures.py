@@ -1,4 +1,4 @@
-"""The pictures of a run's report. Each returns a PNG; small, so that a narrow screen shows letters that can be read."""
+"""The pictures of a run's report. Each returns a PNG, small enough to read on a narrow screen."""
 
 import io
 from collections.abc import Callable

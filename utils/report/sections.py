@@ -1,4 +1,4 @@
-"""The page of a run: measurements, pictures and tables of one network and the spiking networks that were made of it."""
+"""The page of a run: measurements, pictures and tables of a network and its spiking networks."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -26,13 +26,13 @@ MOST_DELAYS = 8  # delays of a sweep
 
 
 def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any]]:
-    """Return the page and its figures; a float network has learning curves and provenance only, and no figures.
+    """Return the page and its numbers; for a float network only learning curves and provenance, and no numbers.
 
     Args:
         data: where the data set is.
-        images: test images that everything is measured on.
+        images: test images to measure on.
     """
-    parts, figures = [page.paragraph(note) for note in subject.notes], {}
+    parts, numbers = [page.paragraph(note) for note in subject.notes], {}
     if subject.quantized:
         dataset = subject.network.dataset
         directories = (data,) if dataset == "imagenet" else ()
@@ -41,16 +41,16 @@ def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any
         source = Data(settings, torch.device("cpu"))
         source.check(subject.network, subject.path)
         batches = source.batches(train=False, limit=images)
-        sections, figures = spiking_sections(subject, [(x, y) for x, y in batches])
+        sections, numbers = spiking_sections(subject, [(x, y) for x, y in batches])
         parts += sections
         images = batches.count
     parts.append(learning_section(subject))
     parts.append(provenance(subject, images))
-    return page.page(subject.title, parts), figures
+    return page.page(subject.title, parts), numbers
 
 
 def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[str], dict[str, Any]]:
-    """Return all that is measured of the spiking networks: as sections, and the figures as `figures_of` has them."""
+    """Return the measurements of the spiking networks: as sections, and as numbers, see `numbers_of`."""
     ann = subject.network.eval()
     snns = {neuron: to_spiking(ann, neuron) for neuron in ("unsigned", "signed")}
     snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
@@ -58,14 +58,14 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
     swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
-    figures = figures_of(networks, swept, top1, count)
+    numbers = numbers_of(networks, swept, top1, count)
     sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann, figures)]
-    return sections, figures
+                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann, numbers)]
+    return sections, numbers
 
 
-def figures_of(networks: list[Measured], swept: dict[str, list], ann: float, count: int) -> dict[str, Any]:
-    """Return what the sections show as plain values: accuracies in percent, energies of an image in µJ, operations of one image."""
+def numbers_of(networks: list[Measured], swept: dict[str, list], ann: float, count: int) -> dict[str, Any]:
+    """Return the sections as plain values: accuracies in percent, energies in µJ and operations of one image."""
     rows, presets = networks[0].operations, (FP32, INT8)
     return {
         "images": count,
@@ -95,15 +95,15 @@ def accuracy_section(networks: list[Measured], ann: float, count: int) -> str:
 
 
 def latency_section(swept: dict[str, list], ann: float) -> str:
-    """Return the sweep over delay and steps: where the sequential error goes."""
+    """Return the sweep over delay and steps, which shows the sequential error."""
     steps = len(swept["signed"][0][2])
     shown = spread(1, steps, 7)
     head = ["neurons", "delay", "latency at T, steps", *(f"T' = {step}" for step in shown), "lost to order"]
     rows = [[neuron, delay, last, *(f"{accuracies[step - 1]:.1f}" for step in shown), f"{ann - accuracies[-1]:.2f}"]
             for neuron, found in swept.items() for delay, last, accuracies in found]
     text = ("A neuron with delay d sees d steps more of its input before it fires; a readout of T' < T steps ends T - T' steps "
-            "earlier. The quantized ANN is what a network has without sequential error, that of spikes which come early or late; "
-            "what is left of that error at T' = T stands in the last column, in points.")
+            "earlier. Spikes that come early or late make the sequential error, which the quantized ANN does not have; the "
+            "last column shows, in points, how much of it is left at T' = T.")
     drawn = page.picture("Accuracy over delay", run_pictures.delays(swept, ann, spread(1, steps, 4)),
                          "A line for each number T' of steps that are read.")
     return page.section("Accuracy against latency", page.paragraph(text), page.pictures([drawn]), page.table(head, rows))
@@ -136,21 +136,21 @@ there are outputs that it reaches; the first layer sees the image and counts as 
 are counted of neither kind. The fair baseline of an SNN is the quantized ANN of the same bits in the same column."""
 
 
-def energy_section(networks: list[Measured], ann: Network, figures: dict[str, Any]) -> str:
-    """Return operations and energy for an image; the energies are those of `figures_of`."""
+def energy_section(networks: list[Measured], ann: Network, numbers: dict[str, Any]) -> str:
+    """Return operations and energy for an image; the energies are those of `numbers_of`."""
     rows = networks[0].operations
     plain = sum(type(module) in (nn.Conv2d, nn.Linear) for module in ann.modules())
-    note = f" The weights of {plain} layers are float32 here: INT8 is what they would take quantized." if plain else ""
+    note = f" The weights of {plain} layers are float32 here: INT8 is their energy if they were quantized." if plain else ""
     sums, presets = total(rows), (FP32, INT8)
 
     def line(name: str, macs: float, adds: float, energies: dict[str, float], steps: object) -> list[object]:
         return [name, f"{macs / 1e6:.2f}", f"{adds / 1e6:.2f}", *(f"{energy:.2f}" for energy in energies.values()), steps]
 
-    dense = line("quantized ANN", sums.macs, sums.adds, figures["ann"]["energy"], "")
+    dense = line("quantized ANN", sums.macs, sums.adds, numbers["ann"]["energy"], "")
     lines = [["float ANN", *dense[1:4], "", ""], dense, line("quantized ANN, zero activations skipped", sums.nonzero, sums.adds,
-                                                             figures["ann"]["energy_without_zeros"], "")]
+                                                             numbers["ann"]["energy_without_zeros"], "")]
     lines += [line(f"SNN, {network.name}", total(network.operations).analog, total(network.operations).acs, snn["energy"],
-                   network.latency) for network, snn in zip(networks, figures["snns"], strict=True)]
+                   network.latency) for network, snn in zip(networks, numbers["snns"], strict=True)]
     layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
               for index, row in enumerate(rows)]
     drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
@@ -169,7 +169,7 @@ def learning_section(subject: Subject) -> str:
     figures = [page.picture(prefix + title, drawn, f"{len(history)} lines of the log.")
                for prefix, history in logs if len(history) > 1 for title, drawn in run_pictures.learning(history)]
     if not figures:
-        return page.section("Learning", page.paragraph("The logs hold no more than one line each."))
+        return page.section("Learning", page.paragraph("No log has more than one line."))
     return page.section("Learning", page.pictures(figures))
 
 
@@ -185,7 +185,7 @@ def provenance(subject: Subject, images: int) -> str:
 
 
 def facts(path: Path, contents: dict[str, Any]) -> list[list[object]]:
-    """Return what a checkpoint says of itself, and its checksum."""
+    """Return the facts of a checkpoint, and its checksum."""
     args = contents.get("args", {})
     given = " ".join(f"{key}={value}" for key, value in sorted(args.items()) if value not in (None, []) and value is not False)
     return [["file", path], ["SHA-256", sha256(path)],

@@ -1,4 +1,4 @@
-"""What a report is about: a run, a stage of reproduce.py, or a checkpoint, with the fine-tuned networks that belong to it."""
+"""The subject of a report: a run, a stage of reproduce.py, or a checkpoint, with the tuned networks that belong to it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from ..errors import UserError
 
 @dataclass
 class Tuned:
-    """A fine-tuned network: its name, spiking network, log, file."""
+    """A tuned network: its name, spiking network, log, file."""
 
     name: str
     snn: Network
@@ -26,13 +26,13 @@ class Tuned:
 
 @dataclass
 class Subject:
-    """A trained network and what was made of it.
+    """A trained network and its tuned ones.
 
     Attributes:
-        title: what the page is called.
-        page: where it goes by default.
+        title: of the page.
+        page: its default path.
         path, contents: the checkpoint.
-        notes: what a reader must know.
+        notes: for the reader.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def quantized(self) -> bool:
-        """Return whether it can spike."""
+        """Return whether the network can be converted."""
         return self.network.bit != FLOAT_BITS
 
 
@@ -68,7 +68,7 @@ def checkpoint_of(run: Path) -> Path:
 
 
 def read_subject(run: Path, arch: str | None = None) -> Subject:
-    """Return what a report of `run` is about; of a fine-tuned run the network that it came from, with this tuning.
+    """Return the subject of a report of `run`; for a tuning, the network that it came from, with this tuning.
 
     Args:
         arch: of a network from a user's file, FILE.py:FUNCTION: what a checkpoint says is never imported.
@@ -92,7 +92,7 @@ def read_subject(run: Path, arch: str | None = None) -> Subject:
 
 
 def read_tuned(path: Path, arch: str | None = None) -> Tuned:
-    """Return a fine-tuned network with the neurons that it was tuned for; it is named for them and for all its tunings."""
+    """Return a tuned network with its neurons; its name says the neurons and all its tunings."""
     found, _ = tunings(path)
     contents = found[-1]
     summary = contents["finetune"]
@@ -109,14 +109,14 @@ def read_tuned(path: Path, arch: str | None = None) -> Tuned:
 
 
 def methods(contents: dict[str, Any]) -> list[str]:
-    """Return what a tuning did, in order."""
+    """Return the steps of a tuning, in order."""
     args = recorded(contents)
-    how = {"global": "global", "layerwise": "layer-wise", "through-time": "through time"}.get(args.get("method"), "fine-tuned")
+    how = {"global": "global", "layerwise": "layer-wise", "through-time": "through time"}.get(args.get("method"), "tuned")
     return [*["calibrated"] * bool(args.get("calibrate")), how]
 
 
 def told_apart(tuned: Iterable[Tuned]) -> list[Tuned]:
-    """Return the tunings, those of the same name, as of several seeds, with the end of their path."""
+    """Return the tunings; those of the same name, for example of several seeds, get the end of their path."""
     tuned = list(tuned)
     names = Counter(one.name for one in tuned)
 
@@ -127,7 +127,7 @@ def told_apart(tuned: Iterable[Tuned]) -> list[Tuned]:
 
 
 def tuned_files(path: Path, network: Network) -> list[Path]:
-    """Return the fine-tuned networks beside a quantized one: of this directory, of the stages of its group, or `_ft` files."""
+    """Return the tuned networks beside a quantized one: of this directory, of the stages of its group, or `_ft` files."""
     name = run_name(network.arch, network.bit)
     if path.name != BEST:
         return sorted(path.parent.glob(f"{path.name.removesuffix(SUFFIX)}_ft*{SUFFIX}"))

@@ -66,9 +66,9 @@ class Plan:
     """The stages that are missing of some rows, and how long they would take.
 
     Attributes:
-        missing: each stage once, what it starts from first; none of the rows in `lost`.
-        lost: names of the rows that start from a network which is gone, as in a study of which only the results were passed
-            on; the finished stages that have to make it again.
+        missing: each missing stage once, in order; without the rows in `lost`.
+        lost: names of the rows whose network is gone, as in a study of which only the results were passed on, with the finished
+            stages that would have to make it again.
     """
 
     def __init__(self, rows: list[Row], study: Path):
@@ -76,25 +76,25 @@ class Plan:
         lost = {row.name: [stage for chain in row.chains for stage in stages.lost(chain, study)] for row in rows}
         self.lost = {name: found for name, found in lost.items() if found}
         every = dict.fromkeys(stage for row in rows if row.name not in self.lost for chain in row.chains for stage in chain)
-        # A training of which every epoch is done, but that left no record, costs nothing, and is still to be run.
+        # A training with all epochs done but no record costs nothing, and still has to run.
         self.left = {stage: stages.left(stage, study) for stage in every if stages.record_of(stage, study) is None}
         self.missing = list(self.left)
         kinds = [(stage.arch, stage.dataset, "--amp" in stage.flags) for stage in self.missing]
         self.speeds = {kind: probe(*kind) for kind in dict.fromkeys(kinds)}
 
     def minutes(self, chosen: list[Stage]) -> float:
-        """Return the minutes that the missing ones among these stages would take."""
+        """Return the minutes that these stages would take, without finished ones."""
         return sum(self.left[stage] * self._seconds(stage) for stage in chosen if stage in self.left) / 60
 
     @property
     def remedy(self) -> str:
-        """Return what helps with the rows that are lost."""
+        """Return the remedy for the rows that are lost, as a message."""
         places = dict.fromkeys(str(self.study / stage.name) for found in self.lost.values() for stage in found)
         return (f"{len(self.lost)} rows need networks of which only the results are here: put them into {', '.join(places)}, or "
                 "delete these directories, to train them anew")
 
     def of_row(self, row: Row) -> list[Stage]:
-        """Return the stages that a row misses."""
+        """Return the missing stages of a row."""
         return [stage for stage in dict.fromkeys(stage for chain in row.chains for stage in chain) if stage in self.left]
 
     def _seconds(self, stage: Stage) -> float:

@@ -25,7 +25,7 @@ class Stage:
     Attributes:
         name: of its directory, below the study's.
         script: "main", "dali_main", "snn" or "snn_ft".
-        flags: what makes its result: all arguments but the paths below and --result.
+        flags: the arguments that decide the result: all but the paths below and --result.
         init: file of --init; None without one.
         place: the arguments that name the data set.
         arch, dataset: of its network.
@@ -49,10 +49,10 @@ class Stage:
 
 
 def record_of(stage: Stage, study: Path) -> dict[str, Any] | None:
-    """Return what a finished stage left; None if it has not finished.
+    """Return the record of a finished stage; None if it has not finished.
 
     Raises:
-        UserError: the stage was begun with other flags or another --init file, so that its results are not those of this one.
+        UserError: the stage was begun with other flags or another --init file, so that its results are of another stage.
     """
     record = _begun(stage, study)
     return record if record and record["result"] is not None else None
@@ -69,7 +69,7 @@ def _begun(stage: Stage, study: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if record["result"] is None and not _saved(path.parent):
-        return None  # it ended before there was anything to go on with, perhaps for want of its start
+        return None  # it ended before its first checkpoint, perhaps because its start was missing
     if flags != list(stage.flags):
         raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: {remedy}")
     if (now := digest(stage)) not in (None, start):
@@ -83,7 +83,7 @@ def _saved(directory: Path) -> bool:
 
 
 def digest(stage: Stage) -> str | None:
-    """Return the start of the SHA-256 of the file that a stage starts from, as a run wrote it; None where there is none."""
+    """Return the first digits of the SHA-256 of the file that a stage starts from, as a run wrote it; None without a file."""
     if stage.init is None or not stage.init.is_file():
         return None
     return origin(stage.init)[:16]
@@ -92,11 +92,11 @@ def digest(stage: Stage) -> str | None:
 def run(stage: Stage, study: Path) -> dict[str, Any]:
     """Return a stage's record; run the stage, from where an interruption left it, if it has not finished.
 
-    The record is there without a result from the start, so that what goes on is what was begun; it names each revision
-    that had a part in it.
+    From the start there is a record without a result, so that a stage goes on with its own flags. It names all revisions that
+    took part.
 
     Raises:
-        UserError: as `record_of`, there is a run without a record, another process runs this stage, or the script raises one.
+        UserError: as `record_of`; there is a run without a record; another process runs this stage; the script raises one.
     """
     directory = study / stage.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def _run(stage: Stage, study: Path) -> dict[str, Any]:
     call = importlib.import_module(stage.script).main
     result = call([*arguments(stage, directory), "--result", str(directory)])
     record["result"] = simple(result)
-    if stage.script in TRAININGS:  # a tuning's result has its own; also those before an interruption
+    if stage.script in TRAININGS:  # also those before an interruption; the result of a tuning holds its own
         record["seconds"] = round(sum(line["seconds"] for line in epochs_of(stage, study)), 1)
     _write(directory, record)
     return record
@@ -135,7 +135,7 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 
 
 def arguments(stage: Stage, directory: Path) -> list[str]:
-    """Return the arguments that start a stage, or that go on with a training that was interrupted."""
+    """Return the arguments that start a stage, or go on with an interrupted one."""
     init = ["--init", str(stage.init)] if reads_start(stage, directory) else []
     return [*stage.flags, *init, *stage.place, *["--resume"] * _saved(directory)]
 
@@ -147,7 +147,7 @@ def reads_start(stage: Stage, directory: Path) -> bool:
 
 
 def lost(chain: tuple[Stage, ...], study: Path) -> list[Stage]:
-    """Return the finished stages of a chain whose network is gone, though what is still to run starts from it."""
+    """Return the finished stages of a chain whose network is gone, but needed by a stage that still has to run."""
     found: list[Stage] = []
     for before, after in zip(chain[-2::-1], chain[:0:-1], strict=True):
         runs = after in found or record_of(after, study) is None
@@ -163,6 +163,6 @@ def epochs_of(stage: Stage, study: Path) -> list[dict[str, Any]]:
 
 
 def left(stage: Stage, study: Path) -> float:
-    """Return the part that is still to do of a stage without a result, 0 to 1: a training counts its epochs, others run as one."""
+    """Return the remaining part, 0 to 1, of a stage without a result: a training counts its epochs, others count as one."""
     done = len(epochs_of(stage, study))
     return 1 - done / int(stage.flag("--epochs")) if done else 1.0

@@ -1,4 +1,4 @@
-"""A table's file: its results as JSON and as CSV, and what may stand in it together."""
+"""A table's file: its results as JSON and as CSV, and which results may share it."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def write(results: list[Result], path: Path) -> None:
 
 
 def read(path: Path) -> list[Result]:
-    """Read what `write` wrote; nothing where there is no such file.
+    """Read what `write` wrote; empty if there is no such file.
 
     Raises:
         UserError: the file holds something else.
@@ -47,9 +47,9 @@ def read(path: Path) -> list[Result]:
 
 
 def merged(old: list[Result], new: list[Result], order: list[tuple]) -> list[Result]:
-    """Return the results with those of `new` in the place of the `old` ones of the same rows, in the order of the table's keys.
+    """Return the `old` results, those of the same rows replaced by `new` ones, in the order of the table's keys.
 
-    Seeds that only the old result of a row has stay in it.
+    Seeds that only the old result of a row has stay.
     """
     known = {result.key: result for result in old}
     for result in new:
@@ -58,12 +58,12 @@ def merged(old: list[Result], new: list[Result], order: list[tuple]) -> list[Res
 
 
 def united(old: Result | None, new: Result) -> Result:
-    """Return `new` after the seeds that only `old` has; without those where both measured a seed and differ."""
+    """Return `new` after the seeds that only `old` has; `new` alone if both measured a seed and differ."""
     if old is None:
         return new
     before, now = (dict(zip(result.stages, result.accuracies, strict=True)) for result in (old, new))
     kept = [index for index, stage in enumerate(old.stages) if stage not in now]
-    kinds = {re.sub(r"\d+$", "", stage) for stage in (*before, *now)}  # but for the seed
+    kinds = {re.sub(r"\d+$", "", stage) for stage in (*before, *now)}  # without the seed
     if len(kinds) > 1 or any(before[stage] != now[stage] for stage in before.keys() & now.keys()):
         return new
 
@@ -76,7 +76,7 @@ def united(old: Result | None, new: Result) -> Result:
 
 
 def check_same(old: list[Result], rows: list[Row], path: Path) -> None:
-    """Raise UserError if rows would stand in a table beside results of other networks of their architecture."""
+    """Raise UserError if the table holds results of other networks of the rows' architecture."""
     known = [(result.arch, result.bit, _group(result.stages[0])) for result in old]
     for row in rows:
         ours = _group(row.stages[0].name)

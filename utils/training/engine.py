@@ -40,7 +40,7 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
     def rate(part: float) -> float:
         done = epoch + part
         if done < warmup:
-            return lr * done / warmup + lr / (100 * warmup)  # not 0, at which a batch would be wasted
+            return lr * done / warmup + lr / (100 * warmup)  # a rate of 0 would waste a batch
         skipped = warmup if schedule == "cosine" else 0.0
         return lr * learning_rate(schedule, (done - skipped) / (epochs - skipped), milestones)
 
@@ -51,7 +51,7 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
         nesterov: bool = False, threshold_lr: float | None = None, clip_lr: float | None = None) -> torch.optim.SGD:
     """Return SGD in which thresholds θ and weight clips α have a weight decay of their own, and rates of their own if given.
 
-    A group's "factor" is what the rate of the others is to be multiplied by.
+    A group's "factor" multiplies the learning rate.
     """
     rates = {THRESHOLD: threshold_lr, CLIP: clip_lr}
     groups: dict[str | float, list[nn.Parameter]] = {"weights": []}  # then the clips, by the factor of their rate
@@ -66,7 +66,7 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
 
 
 def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None, every: int = 1) -> tqdm:
-    """Return a bar over the first `limit` batches, drawn after `every` so many; only on a terminal, by the first process."""
+    """Return a bar over the first `limit` batches, drawn after each `every` of them; only on a terminal, by the first process."""
     total = len(batches) if total is None else total
     silent = True if dist.is_initialized() and dist.get_rank() > 0 else None
     return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=silent, dynamic_ncols=True,
@@ -75,17 +75,17 @@ def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: 
 
 def train_epoch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], rate: Callable[[float], float], print_freq: int = 50,
                 limit: int | None = None, name: str = "train", accumulate: int = 1) -> Scores:
-    """Train for one pass over `batches` of (images, labels) and return the scores on the way.
+    """Train for one pass over `batches` of (images, labels); return the scores during training.
 
     Args:
         rate: learning rate as a function of the finished part of this epoch in [0, 1).
-        print_freq: batches between two looks at the device, for a sound loss and the figures in the progress bar.
+        print_freq: batches between two checks of the loss, which also update the progress bar.
         limit: stop after that many batches.
         accumulate: batches whose mean gradient makes one step; a last group may be smaller.
 
     Raises:
-        UserError: the loss was no longer finite, or a threshold or clip no longer positive; names batch and layer. The step
-            that would spread it is not taken, nor any after it.
+        UserError: the loss was not finite, or a threshold or clip not positive; names batch and layer. That step and all after it
+            are skipped.
     """
     step.begin()
     began, seen = time.monotonic(), 0
@@ -97,7 +97,7 @@ def train_epoch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], rate: Call
         now = rate(number / len(batches))
         try:
             step(images, labels, now, group, ends)
-        except ValueError as error:  # a single image for BN
+        except ValueError as error:  # BN has a single image
             raise UserError(f"{error} (batch {number} of {name}): raise --batch-size") from error
         seen += len(labels)
         if (number + 1) % print_freq == 0:

@@ -1,4 +1,4 @@
-"""A loss that is no number: noted before it spreads, and traced to the layer it comes from."""
+"""A loss that is NaN or infinite: noted before it spreads, and traced to the layer that it comes from."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -19,11 +19,11 @@ def is_sound(loss: Tensor, positive: list[Tensor]) -> Tensor:
 
 
 class Note:
-    """What a step notes on the device about the batches: the first unsound one, its loss and its images.
+    """A note on the device about the batches: the first unsound one, its loss and its images.
 
     Attributes:
         unsound: 1 from the first unsound batch of any process on, else 0.
-        images: of that batch; its first rows where it is a smaller one.
+        images: of that batch; its first rows if it is a smaller one.
     """
 
     def __init__(self, device: torch.device):
@@ -56,7 +56,7 @@ class Note:
 
 
 def inner(network: nn.Module) -> nn.Module:
-    """Return the network inside what averages gradients or unrolls spikes: its layers have the names that users know."""
+    """Return the network without the wrappers that average gradients or unroll spikes: its layers have their usual names."""
     while isinstance(network, DistributedDataParallel | RateNetwork | ThroughTime):
         network = network.module if isinstance(network, DistributedDataParallel) else network.snn
     return network
@@ -64,7 +64,7 @@ def inner(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def first_fault(network: nn.Module, images: Tensor) -> str:
-    """Say where NaN or infinity comes from: the values of the network, the images, or the first layer that puts it out."""
+    """Return where NaN or infinity comes from: the values of the network, the images, or the output of the first such layer."""
     found = fault(inner(network), statistics=False)
     if found is not None or not torch.isfinite(images).all():
         return found or "the images hold NaN or infinity"

@@ -1,4 +1,4 @@
-"""The networks that the scripts work on: loaded, placed, converted, calibrated, made fast."""
+"""The networks of the scripts: loaded, placed, converted, calibrated, deployed."""
 
 import sys
 import time
@@ -26,8 +26,8 @@ from ..distributed.processes import Place, agree_
 from ..errors import UserError
 from ..settings import Settings, SpikeSettings
 
-COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # images from which, and steps up to which, compiling the neuron pays
-NOTICED = 3.0  # seconds
+COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # compiling the neuron pays from so many images, up to so many steps
+NOTICED = 3.0  # seconds of compiling after which a line says so
 
 
 def init_path(run: RunSettings) -> Path:
@@ -36,10 +36,10 @@ def init_path(run: RunSettings) -> Path:
 
 
 def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
-    """Load the network that is to be evaluated or converted, and the contents of its checkpoint; see `init_path`.
+    """Load the network to evaluate or convert, and the contents of its checkpoint; see `init_path`.
 
     Raises:
-        UserError: nothing to load, a file that serves as a start for training only, or one for other classes.
+        UserError: no such file, a start for training only, or other classes.
     """
     path = init_path(run)
     contents = read_checkpoint(path)
@@ -51,7 +51,7 @@ def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
 
 
 def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
-    """Load the network whose probabilities are learned, placed and in eval mode; a published file is one of --arch in float.
+    """Load the network whose probabilities are learned, placed and in eval mode; a published file is a float one of --arch.
 
     Raises:
         UserError: it cannot be loaded, is a start for training only, or has other classes.
@@ -66,11 +66,11 @@ def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
 
 def load_quantized(run: RunSettings, data: Data, learns: bool = False,
                    fit: tuple[int, int | None] | None = None) -> tuple[Network, Network, dict[str, Any] | None]:
-    """Load the network that is to be converted; return it, its ANN, and what tuned it, where it is fine-tuned.
+    """Load the network to convert; return it, its ANN, and the summary of its tuning, if it is tuned.
 
     Args:
-        learns: the ANN is what is learned from, so that tuned weights may not serve in its place.
-        fit: (number of images, weight bits) with which a float network is quantized first; see `fitted`.
+        learns: the network learns from the ANN, so that the tuned weights cannot replace it.
+        fit: (number of images, weight bits): quantize a float network first, see `fitted`.
     """
     if run.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
@@ -85,17 +85,17 @@ def load_quantized(run: RunSettings, data: Data, learns: bool = False,
 
 
 def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> Network:
-    """Quantize the float network of --init, fit it on so many training images, and save it as the best of --arch and --bit.
+    """Quantize the float network of --init, fit it on `count` training images, save it as the best of --arch and --bit.
 
     Raises:
-        UserError: no --init, one that is not float, one for other classes, or a run that is there already.
+        UserError: no --init, a network that is not float or has other classes, or a run that is there already.
     """
     if run.init is None:
         raise UserError(f"--fit {count}: quantizes a float network; name its file with --init")
     path = run.result / run_name(run.arch, run.bit) / BEST
     if path.exists() and not run.overwrite:
         raise UserError(f"{path} is there already: --overwrite replaces it, --result DIR puts this one elsewhere, and without "
-                        "--fit it is what is converted")
+                        "--fit it is converted")
     began = time.monotonic()
     contents = read_checkpoint(run.init)
     network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
@@ -111,7 +111,7 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
 
 
 def completed(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return flags of which those for network and bits that are not given are what --init, a checkpoint of ours, says."""
+    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours."""
     file = flags.get("init")
     if file is None or (flags["arch"] and flags["bit"]):
         return flags
@@ -124,19 +124,19 @@ def completed(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def original(run: RunSettings, data: Data, needed: bool) -> Network | None:
-    """Load the ANN that the fine-tuned network at `init_path` was made from.
+    """Load the ANN from which the tuned network at `init_path` was made.
 
-    None where that is not here: then the tuned weights serve, no longer those of a good ANN, and a line says so.
+    None if its file is missing: a line says that the tuned weights serve as the ANN, a worse one.
 
     Raises:
-        UserError: it is not here, but needed.
+        UserError: its file is missing, but `needed`.
     """
     path = init_path(run)
     start = untuned(path)
     if not start.is_file():
         text = f"{start}, which {path} was tuned from, is not here"
         if needed:
-            raise UserError(f"{text}: it is what tuning learns from; put it there, or tune from a quantized network")
+            raise UserError(f"{text}: tuning learns from it; put it there, or tune from a quantized network")
         print(f"{text}: the tuned weights serve as the ANN, which is worse for it")
         return None
     return data.check(load_network(start, run.arch, run.bit, data.settings.dataset), start)
@@ -153,7 +153,7 @@ def spiking(how: SpikeSettings, ann: Network) -> Network:
 
 
 def calibrate(count: int, snn: Network, ann: Network, batches: Loader) -> float:
-    """Calibrate the rates on so many augmented training images; return the seconds that it took."""
+    """Calibrate the rates on `count` augmented training images; return the seconds that it took."""
     began = time.monotonic()
     images = batches.first(count)
     calibrate_rates_(snn, ann, images)
@@ -164,17 +164,17 @@ def calibrate(count: int, snn: Network, ann: Network, batches: Loader) -> float:
 
 
 def compiles(snn: Network, batches: Loader, run: RunSettings) -> bool:
-    """Return whether it pays to compile the neuron for these batches."""
+    """Return whether compiling the neuron pays for these batches."""
     return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not run.test
 
 
 def fast(snn: Network, batches: Loader, settings: Settings) -> Network | Deployed:
-    """Return the network that evaluates `snn` on these batches: deployed, and compiled where that pays; itself with --reference."""
+    """Return `snn` for evaluation on these batches: deployed, and compiled where that pays; with --reference itself."""
     if settings.spiking.reference:
         return snn
     network = deploy(snn, compile=compiles(snn, batches, settings.run))
     if network.plain:
-        print(f"{snn.neuron} neurons run as their equation says, in float64: no fused pass fires the same", file=sys.stderr)
+        print(f"{snn.neuron} neurons run by their equation, in float64: no fused pass fires the same", file=sys.stderr)
     if compiles(snn, batches, settings.run):
         began = time.monotonic()
         network(batches.first(2 * network.fitting_chunk(batches.first(1))))

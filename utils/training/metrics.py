@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scores:
-    """What an epoch came to: top-1 and top-5 in percent, mean cross-entropy in nats, number of samples."""
+    """Scores of a pass: top-1 and top-5 in percent, mean cross-entropy in nats, number of samples."""
 
     top1: float
     top5: float
@@ -48,7 +48,7 @@ class Meter:
 
 
 class ReadoutMeter:
-    """A meter for each T' = 1..T after which a spiking network is read out."""
+    """A meter for each number T' = 1..T of steps after which a spiking network is read out."""
 
     def __init__(self, time_steps: int, device: torch.device | str = "cpu"):
         self.meters = [Meter(device) for _ in range(time_steps)]

@@ -1,4 +1,4 @@
-"""A tuning between its settings and its result: what its methods work on, and what they save."""
+"""A tuning from its settings to its result: the networks and data of all methods, and what is saved."""
 
 import time
 from typing import Any
@@ -17,14 +17,14 @@ from .engine import evaluate
 
 
 class Session:
-    """A spiking network that is tuned, the ANN that it learns from, their images, and how far the tuning is.
+    """A spiking network to tune, the ANN that it learns from, their images, and the progress.
 
     Attributes:
-        batches, check, test_batches: what it learns from, what decides meanwhile, and the test set.
+        batches, check, test_batches: images to learn from, images that decide meanwhile, and the test set.
         history: the log, a line a unit or epoch.
-        summary: what is kept of the whole; accuracies in percent on the test set.
-        optimizer_state: global, through time: the optimizer's.
-        progress: layerwise: how far the unit is that is tuned, a `UnitProgress` as plain values; None between units.
+        summary: results so far; accuracies in percent on the test set.
+        optimizer_state: global, through time: of the optimizer.
+        progress: layerwise: a `UnitProgress` of the unit that is tuned, as plain values; None between units.
 
     Raises:
         UserError: the flags ask for other neurons, or name another network, than those of the run that goes on.
@@ -55,12 +55,12 @@ class Session:
         return evaluate(runner, self.test_batches, self.settings.run.amp, self.settings.run.limit, name).top1
 
     def prepare(self) -> None:
-        """Measure what there is before the tuning, calibrate if asked for, and save that, unless a run goes on."""
+        """Measure the networks, calibrate if asked for, and save that, unless a run goes on."""
         snn, count = self.snn, self.settings.spiking.calibrate
         if not self.run.state:
             self.summary = {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps, "start": snn.start,
                             "ann": self.score(self.ann, "ANN"), "before": self.score(snn, "SNN"), "seconds": 0.0}
-        print(f"test set: quantized ANN {self.summary['ann']:.2f} %, {snn.neuron} SNN before fine-tuning "
+        print(f"test set: quantized ANN {self.summary['ann']:.2f} %, {snn.neuron} SNN before tuning "
               f"{self.summary['before']:.2f} %", flush=True)
         if count and not self.run.state:
             self.summary["seconds"] += loading.calibrate(count, snn, self.ann, self.batches)
@@ -68,10 +68,10 @@ class Session:
             print(f"test set: calibrated SNN {self.summary['calibrated']:.2f} %", flush=True)
         self.spent, self.began = self.summary.get("seconds", 0.0), time.monotonic()
         if not self.run.state:
-            self._write(is_best=False)  # so that a run that is killed before its first epoch ends can be resumed
+            self._write(is_best=False)  # so that a run can be resumed from its first epoch
 
     def save(self) -> None:
-        """Save how far the tuning is."""
+        """Save the tuning so far."""
         self.summary["seconds"] = round(self.spent + time.monotonic() - self.began, 1)
         self._write(is_best=False)
 

@@ -1,8 +1,8 @@
-"""One training step: forward, loss, backward, update and scores, without waiting for the device; compiled and captured if asked.
+"""One training step: forward, loss, backward, update and scores, without waiting for the device; compiled and captured on request.
 
-A GPU runs behind the program that feeds it. Whatever asks it for a number makes the program wait until all work is done, and
-the GPU idle until new work has come. So a step asks nothing: whether a batch was sound is noted on the device, where the update
-of an unsound one is skipped, and `Step.check` reads the note now and then.
+A GPU works later than the program that feeds it. To read a number from it, the program must wait until all work is done, and
+then the GPU is idle until new work comes. So a step reads nothing: the device notes whether a batch was sound and skips the
+update of an unsound one, and `Step.check` reads the note now and then.
 """
 
 import warnings
@@ -26,7 +26,7 @@ WARM_UP = 3  # steps before the capture: libraries choose their kernels and the 
 def autocast(device: torch.device, enabled: bool, cache: bool = True) -> AbstractContextManager:
     """Return a bfloat16 autocast context for the device; quantizers compute in float32 within it.
 
-    The cache of cast weights must be off where an optimizer steps inside the context.
+    The cache of cast weights must be off if an optimizer steps inside the context.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
@@ -35,7 +35,7 @@ class Step:
     """Trains a network on one batch after another.
 
     Args:
-        network: in training mode, or what averages its gradients over processes.
+        network: in training mode; or a wrapper that averages its gradients over processes.
         optimizer: fused SGD, which can skip an update on the device.
         amp: bfloat16 where it is safe.
         teacher: learn its probabilities (Kullback-Leibler divergence) instead of the labels.
@@ -87,17 +87,17 @@ class Step:
         self.note.begin()
 
     def check(self, name: str) -> float:
-        """Wait for the device and see whether all batches so far were sound; return the last one's loss.
+        """Wait for the device and check that all batches so far were sound; return the last one's loss.
 
         Raises:
-            UserError: one was not; names it, and the layer that it failed in.
-            LostError: one of another process was not.
+            UserError: a batch was not; names it, and the layer in which it failed.
+            LostError: a batch of another process was not.
         """
         unsound, own, batch, loss = self.note.read()
         if not unsound:
             return loss
         if not own:
-            raise LostError("this process ends, as the loss of another one is no number: see its error")
+            raise LostError("this process ends, as the loss of another one is NaN or infinite: see its error")
         reason = fault(inner(self.network), statistics=False)
         reason = reason or f"the loss is {loss:g}: {first_fault(self.network, self.note.images)}"
         raise UserError(f"{reason} (batch {int(batch)} of {name}): lower --lr, or raise --batch-size; --resume takes up the last "
@@ -145,7 +145,7 @@ class Step:
                 group["lr"] = own
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Record the step as a CUDA graph; where that fails, go on without."""
+        """Record the step as a CUDA graph; if that fails, go on without."""
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"], device=self.device, dtype=torch.float32)
         try:
@@ -175,7 +175,7 @@ class Captured:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Launch what runs inside on a stream of its own, as everything before a capture must be."""
+    """Run the body on a stream of its own, as required before a capture."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -190,6 +190,6 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pairs(average: nn.Module, network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return each floating-point parameter and buffer of an average beside the network's."""
+    """Return pairs of floating-point parameters and buffers: of an average, and of the network."""
     values = network.state_dict()
     return [(tensor, values[name]) for name, tensor in average.state_dict().items() if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""A training: its network, fresh or gone on with, and what it does in an epoch."""
+"""A training: its network, fresh or resumed, and its epochs."""
 
 import time
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .step import Step
 
 
 def initial_network(settings: Settings, data: Data) -> Network:
-    """Return the network to train: fresh, or from --init or TorchVision and, where bits changed, fitted to training images."""
+    """Return the network to train: fresh, or from --init or TorchVision and, if its bits change, fitted to training images."""
     run, how, dataset = settings.run, settings.training, settings.data.dataset
     if run.init is None and not how.pretrained:
         network = built(run.arch, dataset, data)
@@ -68,7 +68,7 @@ def built(arch: str, dataset: str, data: Data) -> Network:
 
 
 def published_bit(contents: dict[str, Any], source: object, bit: int) -> int | None:
-    """Return `bit` where `contents` are a published quantized network, which does not say its own; else None."""
+    """Return `bit` if `contents` are a published quantized network, which does not say its own bits; else None."""
     state = contents.get("state_dict", contents)
     known = isinstance(state, dict) and any(str(key).endswith("act_alpha") for key in state)
     if "format" in contents or not known:
@@ -91,14 +91,14 @@ def fit(network: Network, settings: Settings, data: Data, train_batches: Loader)
 
 
 class Trainer:
-    """A network in training: fresh, from --init, or as a run has left it.
+    """A network in training: fresh, from --init, or resumed.
 
     Attributes:
         history: the log, a line an epoch.
-        epochs: numbers of the epochs that are left, from 0.
+        epochs: numbers of the remaining epochs, from 0.
 
     Raises:
-        UserError: the flags ask for another network than that of the run that goes on, or its state does not fit.
+        UserError: the flags exclude going on with the run, or its checkpoint does not fit.
     """
 
     def __init__(self, settings: Settings, data: Data, run: RunDirectory):
@@ -139,13 +139,13 @@ class Trainer:
         return best_of(self.history) is self.history[-1]
 
     def contents(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the log."""
+        """Return the contents of a checkpoint, without the log."""
         trained = {} if self.average is None else {"trained": self.network.state_dict()}
         return network_state(self.result_network) | trained | {
             "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(self.settings)}
 
     def result(self, path: Path) -> dict[str, Any]:
-        """Print and return best and last line of the log and the directory."""
+        """Print and return the best and the last line of the log, and the directory."""
         best, last = best_of(self.history), self.history[-1]
         print(f"{path}: best epoch {best['epoch'] + 1} with {best['test_top1']:.2f} % (chosen on the test set), "
               f"last epoch {last['epoch'] + 1} with {last['test_top1']:.2f} %")
@@ -157,7 +157,7 @@ def train_one(epoch: int, settings: Settings, step: Step, network: Network, trai
     """Train for one epoch, evaluate on the test set, print both; return the line of the log.
 
     Args:
-        network: what is evaluated.
+        network: the one to evaluate.
     """
     run, how = settings.run, settings.training
     began = time.monotonic()
@@ -166,7 +166,7 @@ def train_one(epoch: int, settings: Settings, step: Step, network: Network, trai
     train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{how.epochs}"
     scores = train_epoch(step, train_batches, rate, run.print_freq, run.limit, name, how.accum)
-    for module in dict.fromkeys((inner(step.network), network)):  # two, where an average is evaluated
+    for module in dict.fromkeys((inner(step.network), network)):  # two, if an average is evaluated
         processes.average_buffers_(module)
     tested = evaluate(network, test_batches, run.amp, run.limit)
     line = log_line(epoch, rate(0), scores, tested, time.monotonic() - began)

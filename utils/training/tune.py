@@ -31,12 +31,12 @@ from .session import Session
 from .step import Step, autocast
 
 GIGABYTE = 2**30
-SETTLING = 512  # images whose spikes give BN its first statistics
-HARM = 3.0  # percent; ANN and network know the check images, so that a small fall is no harm
+SETTLING = 512  # images for the first BN statistics of spikes
+HARM = 3.0  # points; both networks know the check images, so that a small fall does no harm
 
 
 def free_memory(device: torch.device) -> float:
-    """Return how many GB kept states may take of a device: half of what is free on a GPU, any number on a CPU."""
+    """Return how many GB of a device the kept values may take: half of a GPU's free memory, any number on a CPU."""
     return torch.cuda.mem_get_info(device)[0] / 2 / GIGABYTE if device.type == "cuda" else float("inf")
 
 
@@ -49,7 +49,7 @@ def layerwise(settings: Settings, session: Session) -> None:
     room = 0.0 if how.online else min(how.cache, free_memory(session.batches.device))
     online = needed > room or how.online
     if online and not how.online:
-        print(f"the states of {count} images, {session.check.count} of them for checks, take {needed:.1f} GB, for which --cache "
+        print(f"the values of {count} images, {session.check.count} of them for checks, take {needed:.1f} GB, for which --cache "
               f"{how.cache:g} and the device have no room: going --online")
 
     def on_unit(index: int, unit: TunedUnit) -> None:
@@ -98,8 +98,8 @@ def through_time(settings: Settings, session: Session) -> None:
 def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | ThroughTime) -> None:
     """Train a network around `session.snn`, saving after each epoch; the last one counts.
 
-    Says so where the accuracy on the check images fell by more than chance: a learning rate too high silences the network
-    without an infinite loss.
+    A line says if the accuracy on the check images fell by more than chance: a learning rate that is too high silences the
+    network without an infinite loss.
     """
     run, how = settings.run, settings.tuning
 
@@ -129,7 +129,7 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
         print(f"{name}: train loss {scores.loss:.3f}, train {scores.top1:.2f} %, accuracy on {found.count} training images "
               f"{before:.2f} -> {found.top1:.2f} %, {seconds:.0f} s", flush=True)
     if session.history[-1]["check_top1"] < before - HARM:
-        print(f"fine-tuning lowered the accuracy on training images, {before:.2f} -> {session.history[-1]['check_top1']:.2f} %: "
+        print(f"tuning lowered the accuracy on training images, {before:.2f} -> {session.history[-1]['check_top1']:.2f} %: "
               "lower --lr, or use the network as it was", file=sys.stderr)
 
 
