@@ -41,7 +41,7 @@ MISTAKES = {
                             "run all 7 steps"),
     "workers without ImageNet": ("snn.py -j 2", "read ImageNet"),
     "a decoder that has no GPU path": ("dali_main.py --loader torchvision --dali_cpu {}/empty", "only DALI decodes on a GPU"),
-    "a cache for nothing": ("snn_ft.py --method global --cache 2", "only layer-wise tuning keeps spikes"),
+    "a cache for nothing": ("snn_ft.py --method global --cache 2", "only layer-wise tuning without --online keeps spikes"),
     "a smoke test that goes on": ("main.py -t --resume", "leave --resume and --start-epoch out"),
     "a smoke test of a tuning that goes on": ("snn_ft.py -t --resume", "leave --resume out"),
     "GPU 99": ("main.py -id 99", "GPU index"),
