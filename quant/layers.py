@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from .functional import quantize_activation, quantize_eight_bit, quantize_weight
 from .levels import apot_grid, time_steps
 
+FIRST_CLIP = 3.0  # α at the start, in standard deviations
+
 
 class APoTWeight(nn.Module):
     """Weight quantizer with b-bit additive-powers-of-two levels and a learned clip α (in standard deviations)."""
 
-    def __init__(self, bits: int, clip: float = 3.0):
+    def __init__(self, bits: int):
         super().__init__()
         numerators, self.denominator = apot_grid(bits)
         self.bits = bits
-        self.alpha = nn.Parameter(torch.tensor(clip))
+        self.alpha = nn.Parameter(torch.tensor(FIRST_CLIP))
         # Integers, so that .double() yields float64 levels rather than rounded float32 ones.
         self.register_buffer("numerators", torch.tensor(numerators), persistent=False)
 

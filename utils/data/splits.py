@@ -10,12 +10,11 @@ from models import Network
 from ..config import DataSettings
 from ..distributed.processes import Place
 from ..errors import UserError
+from .batches import Batches
 from .cifar import ImageSet, TensorLoader, load_images
 from .image_files import MEAN, SIZE, STD, ImageFiles, read_splits
 from .image_sets import class_names
 from .imagenet import ImageLoader, has_dali
-
-Loader = TensorLoader | ImageLoader  # see `Batches`
 
 
 class Data:
@@ -45,7 +44,7 @@ class Data:
             self.fit_images = 1024
         self.pixels = None if settings.mean is None else (settings.mean, settings.std)
 
-    def batches(self, train: bool, augment: bool = False, limit: int | None = None) -> Loader:
+    def batches(self, train: bool, augment: bool = False, limit: int | None = None) -> Batches:
         """Return batches of a split as the settings ask for them."""
         how, images = self.settings, self.split(train)
         if isinstance(images, ImageSet):

@@ -20,10 +20,10 @@ def picture(canvas: Any) -> bytes:
     return file.getvalue()
 
 
-def axes_of(xlabel: str, ylabel: str, size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
+def axes_of(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     """Return a canvas and its axes."""
     plt = pyplot()
-    canvas, axes = plt.subplots(figsize=size, layout="constrained")
+    canvas, axes = plt.subplots(figsize=SIZE, layout="constrained")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     return canvas, axes

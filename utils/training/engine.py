@@ -19,6 +19,7 @@ from .step import Step, autocast
 
 # Parts of a run after which the "step" schedule falls: epochs 150 and 225 of CIFAR's 300; 20, 40 and 50 of ImageNet's 60.
 MILESTONES = MappingProxyType({"cifar": (1 / 2, 3 / 4), "imagenet": (1 / 3, 2 / 3, 5 / 6)})
+CLIP_DECAY = 1e-4  # weight decay of thresholds and weight clips
 
 
 def learning_rate(schedule: str, progress: float, milestones: tuple[float, ...]) -> float:
@@ -47,8 +48,8 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
     return rate
 
 
-def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, clip_weight_decay: float = 1e-4,
-        nesterov: bool = False, threshold_lr: float | None = None, clip_lr: float | None = None) -> torch.optim.SGD:
+def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool = False,
+        threshold_lr: float | None = None, clip_lr: float | None = None) -> torch.optim.SGD:
     """Return SGD in which thresholds θ and weight clips α have a weight decay of their own, and rates of their own if given.
 
     A group's "factor" multiplies the learning rate.
@@ -60,17 +61,16 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, cli
         own = rates.get(kind)
         groups.setdefault("weights" if kind not in rates else own / lr if own and lr else 1.0, []).append(parameter)
     made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else
-            {"params": parameters, "weight_decay": clip_weight_decay, "factor": factor}
+            {"params": parameters, "weight_decay": CLIP_DECAY, "factor": factor}
             for factor, parameters in groups.items() if parameters]
     return torch.optim.SGD(made, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
-def progress_bar(batches: Iterable, name: str, limit: int | None = None, total: int | None = None, every: int = 1) -> tqdm:
+def progress_bar(batches: Iterable, name: str, limit: int | None = None, every: int = 1) -> tqdm:
     """Return a bar over the first `limit` batches, drawn after each `every` of them; only on a terminal, by the first process."""
-    total = len(batches) if total is None else total
     silent = True if dist.is_initialized() and dist.get_rank() > 0 else None
-    return tqdm(islice(batches, limit), name, min(total, limit or total), leave=False, disable=silent, dynamic_ncols=True,
-                miniters=every)
+    shown = min(len(batches), limit or len(batches))
+    return tqdm(islice(batches, limit), name, shown, leave=False, disable=silent, dynamic_ncols=True, miniters=every)
 
 
 def train_epoch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], rate: Callable[[float], float], print_freq: int = 50,

@@ -21,7 +21,8 @@ from ..checkpoints.checkpoint import (
     untuned,
 )
 from ..config import RunSettings
-from ..data.splits import Data, Loader
+from ..data.batches import Batches
+from ..data.splits import Data
 from ..distributed.processes import Place, agree_
 from ..errors import UserError
 from ..settings import Settings, SpikeSettings
@@ -152,7 +153,7 @@ def spiking(how: SpikeSettings, ann: Network) -> Network:
         raise UserError(str(error)) from error
 
 
-def calibrate(count: int, snn: Network, ann: Network, batches: Loader) -> float:
+def calibrate(count: int, snn: Network, ann: Network, batches: Batches) -> float:
     """Calibrate the rates on `count` augmented training images; return the seconds that it took."""
     began = time.monotonic()
     images = batches.first(count)
@@ -163,12 +164,12 @@ def calibrate(count: int, snn: Network, ann: Network, batches: Loader) -> float:
     return seconds
 
 
-def compiles(snn: Network, batches: Loader, run: RunSettings) -> bool:
+def compiles(snn: Network, batches: Batches, run: RunSettings) -> bool:
     """Return whether compiling the neuron pays for these batches."""
     return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not run.test
 
 
-def fast(snn: Network, batches: Loader, settings: Settings) -> Network | Deployed:
+def fast(snn: Network, batches: Batches, settings: Settings) -> Network | Deployed:
     """Return `snn` for evaluation on these batches: deployed, and compiled where that pays; with --reference itself."""
     if settings.spiking.reference:
         return snn

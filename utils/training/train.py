@@ -20,7 +20,8 @@ from ..checkpoints.leaving import check_export, export
 from ..checkpoints.resume import check_same_run, next_epoch, restore_state, restore_trained_
 from ..checkpoints.rundir import RunDirectory, plain
 from ..config import CHECK_IMAGES
-from ..data.splits import Data, Loader
+from ..data.batches import Batches
+from ..data.splits import Data
 from ..distributed import processes
 from ..errors import UserError
 from ..settings import Settings
@@ -77,7 +78,7 @@ def published_bit(contents: dict[str, Any], source: object, bit: int) -> int | N
     return bit
 
 
-def fit(network: Network, settings: Settings, data: Data, train_batches: Loader) -> None:
+def fit(network: Network, settings: Settings, data: Data, train_batches: Batches) -> None:
     """Fit clips, BN statistics and thresholds to augmented training images; print the accuracy before and after."""
     amp, limit = settings.run.amp, settings.run.limit
     check = data.batches(train=True, limit=CHECK_IMAGES)
@@ -152,8 +153,8 @@ class Trainer:
         return {"best": best, "last": last, "directory": path}
 
 
-def train_one(epoch: int, settings: Settings, step: Step, network: Network, train_batches: Loader,
-              test_batches: Loader) -> dict[str, Any]:
+def train_one(epoch: int, settings: Settings, step: Step, network: Network, train_batches: Batches,
+              test_batches: Batches) -> dict[str, Any]:
     """Train for one epoch, evaluate on the test set, print both; return the line of the log.
 
     Args:
