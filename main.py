@@ -18,7 +18,7 @@ from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
 from utils.data.splits import Data
 from utils.settings import Settings
-from utils.training import train
+from utils.training import loading, train
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
@@ -26,7 +26,8 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     parser = cli.new_parser(__doc__, ["cifar10"])
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
-    return Settings.of(parser.flags(argv, before))
+    flags = parser.flags(argv, before)
+    return Settings.of(loading.completed(flags) if flags["evaluate"] else flags)
 
 
 def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import dali_main
 import main
+import snn
 import snn_ft
 from utils.checkpoints.checkpoint import LAST, read_checkpoint, recorded, save_checkpoint
 from utils.checkpoints.rundir import plain
@@ -48,6 +50,18 @@ def test_what_is_given_and_differs_is_said(run, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resumed")]
     assert lines == ["resumed with --epochs 2; it was 1", "resumed with --lr 0.01; it was 0.02"]
     assert (after["epochs"], after["lr"], after["wd"]) == (2, 0.01, 0.25)
+
+
+@pytest.mark.parametrize("script", [main, dali_main, snn, snn_ft])
+def test_a_checkpoint_says_its_architecture_and_bits_where_it_is_evaluated_or_converted(script):
+    flags = ["--init", str(ROOT / "result" / "published" / "resnet20_3bit.pth.tar"), *["-e"] * (script is not snn_ft)]
+    if script is dali_main:
+        with pytest.raises(UserError, match="--arch resnet20: unknown architecture 'resnet20' for imagenet"):
+            script.parse([*flags, "/data"])
+        return
+    run = script.parse(flags).run
+    assert (run.arch, run.bit) == ("resnet20", 3)
+    assert script.parse([*flags, "--bit", "4"]).run.bit == 4
 
 
 def earlier(contents: dict) -> dict:
