@@ -38,11 +38,11 @@ class Moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def before(self, function: Callable) -> Callable:
-        """Return the function with the moment in front of it."""
+        """Return the function with the moment before it."""
         return lambda *args, **kwargs: (self.passed(), function(*args, **kwargs))[1]
 
-    def behind(self, function: Callable) -> Callable:
-        """Return the function with the moment behind it."""
+    def after(self, function: Callable) -> Callable:
+        """Return the function with the moment after it."""
         return lambda *args, **kwargs: (function(*args, **kwargs), self.passed())[0]
 
     def within(self, save: Callable) -> Callable:
@@ -71,7 +71,7 @@ def arm(what: str, count: float) -> None:
     elif what == "write":
         torch.save = moment.within(torch.save)
     else:
-        Path.replace = {"rename": moment.before, "renamed": moment.behind}[what](Path.replace)
+        Path.replace = {"rename": moment.before, "renamed": moment.after}[what](Path.replace)
 
 
 def run(job: dict) -> int:

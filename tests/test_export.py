@@ -191,7 +191,7 @@ def test_what_leaves_is_what_runs_here(small):
 
 
 class Odd(nn.Module):
-    """An operator behind the last ReLU that ONNX lacks."""
+    """An operator after the last ReLU that ONNX lacks."""
 
     def __init__(self):
         super().__init__()

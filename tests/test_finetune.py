@@ -153,7 +153,7 @@ def test_kept_spikes_take_one_byte_and_go_on_as_they_were(quantized, batches, in
 def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
     images = batches[0][0][:1]
     snn = to_spiking(quantized)
-    # Spikes of T = 3 steps and a residual in front of a block's second unit, the ANN's activations behind it.
+    # Spikes of T = 3 steps and a residual before a block's second unit, the ANN's activations after it.
     assert state_bytes(snn, quantized, images) == (3 * 2 + 1) * 16 * 16 * 16
 
 

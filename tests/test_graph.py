@@ -62,7 +62,7 @@ class Drawn(nn.Module):
             elif step == "minus":
                 y = y - 0.5 * x
             elif step == "again":
-                y = norm(conv(y))  # a convolution of what a convolution puts out
+                y = norm(conv(y))  # a convolution of a convolution's output
             elif step == "scaled":
                 y = y * 1.5 + 0.1
             elif step == "average":
@@ -231,7 +231,7 @@ class Inverted(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Two pre-activation blocks: what the first convolution puts out is read by a ReLU and by a sum, and so is each sum."""
+    """Two pre-activation blocks: a ReLU and a sum read the output of the first convolution, and each sum."""
 
     def __init__(self):
         super().__init__()

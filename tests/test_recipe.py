@@ -17,7 +17,7 @@ from utils.training.engine import epoch_rate, sgd, train_epoch
 from utils.training.step import Step
 
 
-def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_behind_it():
+def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_after_it():
     rates = [epoch_rate(0.2, "cosine", epoch, 10, warmup=2)(part) for epoch in range(10) for part in (0, 0.5)]
     assert rates[:4] == pytest.approx([0.001, 0.051, 0.101, 0.151])
     assert rates[4] == pytest.approx(0.2)

@@ -20,7 +20,7 @@ SECTIONS = ("Accuracy", "Accuracy against latency", "Layer by layer", "Neurons o
 
 
 @pytest.mark.parametrize(("signed", "delay", "start"), [(True, 0, 0.5), (False, 0, 0.5), (True, 2, 0.5), (True, 1, 0.0)])
-def test_traces_are_the_membranes_behind_the_spikes(quantized, signed, delay, start):
+def test_traces_are_the_membranes_of_the_spikes(quantized, signed, delay, start):
     snn = to_spiking(quantized, "signed" if signed else "unsigned", delay, start=start)
     found = measure.traces(snn, IMAGES[0], ["body.0", "body.3.part1", "body.9.part2"])
     assert [unit.name for unit in found] == ["body.0", "body.3.part1", "body.9.part2"]
