@@ -1,4 +1,4 @@
-"""What the networks by name are made of: a unit, a block that joins two with a residual, and their stack."""
+"""The parts of the networks by name: a unit, a block that joins two units with a residual, and their stack."""
 
 from torch import Tensor, nn
 

@@ -59,7 +59,7 @@ class Quantized:
     def to_float(self) -> nn.Module:
         """Return a float layer that shares the parameters."""
         layer = _adopt(next(kind for kind, quantized in QUANTIZED.items() if type(self) is quantized), self)
-        del layer.weight_quantizer  # of the float layer alone: `_adopt` copies what holds it
+        del layer.weight_quantizer  # of the float layer alone: `_adopt` copies the dictionary that holds it
         return layer
 
 

@@ -34,7 +34,7 @@ SMOOTH = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubi
 
 
 def objection(node: fx.Node, root: nn.Module, spikes: Callable[[fx.Node], bool]) -> str | None:
-    """Return why a call in the spiking region cannot be converted, and what helps; None if it can be converted.
+    """Return why a call in the spiking region cannot be converted, with a remedy; None if it can be converted.
 
     Args:
         spikes: returns whether a node changes with the spikes.

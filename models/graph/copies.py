@@ -1,4 +1,4 @@
-"""Modules made of other modules' layers: copies that share parameters, trees of layers, traces without what is unused."""
+"""Modules made of other modules' layers: copies that share parameters, trees of layers, traces without unused modules."""
 
 import warnings
 from copy import deepcopy

@@ -36,11 +36,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a network beside its tensors.
+    """The facts of a network beside its tensors.
 
     Attributes:
         arch, dataset, num_classes: arguments of `models.build`; empty for a user's module.
-        recipe: what quantization does to it.
+        recipe: how it is quantized.
         bit, weight_bit: precision; 32 is float, `weight_bit` None follows the recipe.
         time_steps, neuron, delay, start: set by conversion; `neuron` None is an ANN, whose `time_steps` are 1.
         mean, std: of each channel, on the scale [0, 1], with which its pixels are normalised; None if unknown.
@@ -111,7 +111,7 @@ class Network(nn.Module):
         return self.finish(values)
 
     def run(self, part: Part, values: Values, time_steps: int | None = None) -> tuple[Any, Values]:
-        """Return a part's current (of the readout its output) and what it shares with later parts.
+        """Return a part's current (for the readout: the output) and the values that it shares with later parts.
 
         Args:
             time_steps: 1 for values that are means over time; None: those of this network.

@@ -46,7 +46,7 @@ class Writer:
         return self.graph.node_copy(node, lambda source: self.emit(source, folded))
 
     def _measured(self, source: fx.Node, reader: fx.Node, folded: bool) -> fx.Node:
-        """Return the tensor whose size is read; one from across the border of a region has the size that it has on this side."""
+        """Return the tensor whose size is read; one from the other side of a region's border gets its size on this side."""
         flow = self.flow
         if source in flow.size or source in flow.constant:
             return self.emit(source, folded)

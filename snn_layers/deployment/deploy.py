@@ -191,7 +191,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     Args:
         snn: a spiking network.
         integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: if the weights allow it.
-        chunk: images at a time; by default what fits into a CPU's caches, or a quarter of a GPU's free memory.
+        chunk: images at a time; by default as many as fit into a CPU's caches, or a quarter of a GPU's free memory.
         compile: compile the neuron; without a compiler it is only slower.
 
     Raises:

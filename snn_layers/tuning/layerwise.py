@@ -96,8 +96,8 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         one result per tuned unit.
 
     Raises:
-        ValueError: two units share a weight; the loss is no longer finite. Names the weight, or unit and batch. A network with BN
-            of each time step.
+        ValueError: two units share a weight, the loss is not finite (names the weight, or unit and batch), or the network has BN of
+            each time step.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """

@@ -1,4 +1,4 @@
-"""A network leaves as a file that says what is known of it: --export."""
+"""A network leaves as a file that holds its facts too: --export."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -52,7 +52,7 @@ def export(network: Network, path: Path, size: tuple[int, int, int], pixels: tup
 
 
 def description(network: Network) -> dict[str, Any]:
-    """Return what a file says of its network."""
+    """Return the facts of a network for its file."""
     spikes = {"time_steps": network.time_steps, "delay": network.delay, "latency": latency(network), "start": network.start}
     return {"architecture": network.arch, "dataset": network.dataset, "classes": network.num_classes, "bits": network.bit,
             "weight_bits": network.weight_bit, "neuron": network.neuron} | (spikes if network.neuron else {})

@@ -1,4 +1,4 @@
-"""Remove from a checkpoint what only a resumed run needs (half of the file) before it goes into git.
+"""Remove the half of a checkpoint that only a resumed run needs, before it goes into git.
 
     python -m utils.checkpoints.light result/study/GROUP/STAGE/RUN/model_best.pth.tar ...
 

@@ -1,4 +1,4 @@
-"""A training or a tuning that goes on: what it must agree with, and what it takes over from its checkpoint."""
+"""A training or a tuning that goes on: checks of its checkpoint, and the state that it takes over."""
 
 from dataclasses import fields
 from itertools import pairwise

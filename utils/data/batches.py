@@ -1,4 +1,4 @@
-"""What the loaders have in common: how the images of a split come in batches."""
+"""The common part of the loaders: how the images of a split come in batches."""
 
 from collections.abc import Iterator
 from itertools import islice

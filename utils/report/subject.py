@@ -71,7 +71,7 @@ def read_subject(run: Path, arch: str | None = None) -> Subject:
     """Return the subject of a report of `run`; for a tuning, the network that it came from, with this tuning.
 
     Args:
-        arch: of a network from a user's file, FILE.py:FUNCTION: what a checkpoint says is never imported.
+        arch: of a network from a user's file, FILE.py:FUNCTION; a file that a checkpoint names is never imported.
     """
     path = checkpoint_of(run)
     contents = read_checkpoint(path)

@@ -1,1 +1,1 @@
-"""Training and tuning: what happens between a script's flags and its result, over one engine."""
+"""Training and tuning, from a script's settings to its result, over one engine."""
