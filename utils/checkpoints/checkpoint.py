@@ -188,7 +188,7 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
         if not isinstance(contents[name], expected):
             raise ValueError(f"holds {name} of type {type(contents[name]).__name__}: copy or train it again")
     if models.file_of(contents["arch"]) is not None and arch is None:
-        raise ValueError(f"is of the network {contents['arch']}: name it with --arch; a file named in a checkpoint is never imported")
+        raise ValueError(f"is of the network {contents['arch']}: name it with --arch; what a checkpoint names is never imported")
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
         if expected is not None and contents[name] != expected and not (name == "arch" and models.same(arch, contents["arch"])):
             raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")

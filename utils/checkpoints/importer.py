@@ -13,7 +13,7 @@ from quant import FLOAT_BITS, quantize_
 
 from .foreign import load_foreign
 
-CLIP = "weight_quantizer.alpha"
+CLIP, APOT_CLIP = "weight_quantizer.alpha", "weight_quant.wgt_alpha"  # of a convolution: ours, APoT's
 MAX_NAMED = 4  # keys that an error message names
 
 
@@ -112,15 +112,21 @@ def plain_layout(network: Network) -> Iterator[tuple[str, str]]:
     """Yield the prefixes of alex, vgg11, vgg16, alexnet: layer{i}.block.{0: conv, 1: bn, 2: activation}, from 1."""
     units = units_of(network)
     for index, (name, _) in enumerate(units, start=1):
-        yield from _block_prefixes(name, f"layer{index}.block")
+        yield from _block(name, f"layer{index}.block")
     yield "head", f"layer{len(units) + 1}.block"
 
 
-def _block_prefixes(name: str, block: str) -> Iterator[tuple[str, str]]:
-    yield f"{name}.conv", f"{block}.0"
-    yield f"{name}.conv.{CLIP}", f"{block}.0.weight_quant.wgt_alpha"
-    yield f"{name}.bn", f"{block}.1"
-    yield f"{name}.activation.threshold", f"{block}.2.act_alpha"
+def _block(name: str, block: str) -> Iterator[tuple[str, str]]:
+    return _layers(name, f"{block}.0", f"{block}.1", APOT_CLIP, f"{block}.2.act_alpha")
+
+
+def _layers(name: str, conv: str, bn: str, clip: str, threshold: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the prefixes of a unit or a shortcut; `clip` is the name of the clip in the published convolution."""
+    yield f"{name}.conv", conv
+    yield f"{name}.conv.{CLIP}", f"{conv}.{clip}"
+    yield f"{name}.bn", bn
+    if threshold is not None:
+        yield f"{name}.activation.threshold", threshold
 
 
 def blocks(network: Network) -> Iterator[tuple[str, str, BasicBlock]]:
@@ -136,17 +142,14 @@ def blocks(network: Network) -> Iterator[tuple[str, str, BasicBlock]]:
 def resnet_layout(network: Network) -> Iterator[tuple[str, str]]:
     """Yield the prefixes of Fast-SNN's residual networks: layer0, layer{1-3}.{j}.part{1,2}, layer4."""
     stem, _ = units_of(network)[0]
-    yield from _block_prefixes(stem, "layer0.block")
+    yield from _block(stem, "layer0.block")
     for name, published, block in blocks(network):
         for part in ("part1", "part2"):
-            yield f"{name}.{part}.conv", f"{published}.{part}.conv"
-            yield f"{name}.{part}.conv.{CLIP}", f"{published}.{part}.conv.weight_alpha"
-            yield f"{name}.{part}.bn", f"{published}.{part}.bn"
-            yield f"{name}.{part}.activation.threshold", f"{published}.{part}.relu.act_alpha"
+            theirs = f"{published}.{part}"
+            yield from _layers(f"{name}.{part}", f"{theirs}.conv", f"{theirs}.bn", "weight_alpha", f"{theirs}.relu.act_alpha")
         if block.part2.shortcut is not None:
-            yield f"{name}.part2.shortcut.conv", f"{published}.part2.downsample.0"
-            yield f"{name}.part2.shortcut.conv.{CLIP}", f"{published}.part2.downsample.0.weight_alpha"
-            yield f"{name}.part2.shortcut.bn", f"{published}.part2.downsample.1"
+            shortcut = f"{published}.part2.downsample"
+            yield from _layers(f"{name}.part2.shortcut", f"{shortcut}.0", f"{shortcut}.1", "weight_alpha")
     yield "head", "layer4.block.2"
 
 
@@ -156,19 +159,14 @@ def apot_layout(network: Network) -> Iterator[tuple[str, str | None]]:
     The last activation feeds no conv, so that its threshold stays as initialised: such a file is a start for training.
     """
     writer, _ = units_of(network)[0]
-    yield f"{writer}.conv", "conv1"
-    yield f"{writer}.bn", "bn1"
+    yield from _layers(writer, "conv1", "bn1", APOT_CLIP)
     for name, published, block in blocks(network):
         for part, k in (("part1", 1), ("part2", 2)):
             yield f"{writer}.activation.threshold", f"{published}.conv{k}.act_alpha"
             writer = f"{name}.{part}"
-            yield f"{writer}.conv", f"{published}.conv{k}"
-            yield f"{writer}.conv.{CLIP}", f"{published}.conv{k}.weight_quant.wgt_alpha"
-            yield f"{writer}.bn", f"{published}.bn{k}"
+            yield from _layers(writer, f"{published}.conv{k}", f"{published}.bn{k}", APOT_CLIP)
         if block.part2.shortcut is not None:
-            yield f"{writer}.shortcut.conv", f"{published}.downsample.0"
-            yield f"{writer}.shortcut.conv.{CLIP}", f"{published}.downsample.0.weight_quant.wgt_alpha"
-            yield f"{writer}.shortcut.bn", f"{published}.downsample.1"
+            yield from _layers(f"{writer}.shortcut", f"{published}.downsample.0", f"{published}.downsample.1", APOT_CLIP)
     yield f"{writer}.activation.threshold", None
     yield "head", "fc"
 
