@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -
             script.repeatable(settings.run, settings.data.seed)
             trainer = train.Trainer(settings, Data(settings.data, device, place), run)
             run.begin(settings, trainer.history)
-            if not run.state:
+            if not run.contents:
                 run.save(trainer.contents(), trainer.history, is_best=False)  # so that it can be resumed from its first epoch
             for epoch in trainer.epochs:
                 trainer.train(epoch)

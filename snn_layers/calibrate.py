@@ -13,7 +13,7 @@ from quant import quantized_once
 from .convert import own_parameters_
 from .deployment.deploy import deploy
 from .deployment.normal_form import SAME
-from .states import advance, spikes_as_bytes, unpacked
+from .stored import advance, spikes_as_bytes, unpacked
 
 CHUNK = 64  # images at a time, so that T·64 images of the widest layer stay small in memory
 

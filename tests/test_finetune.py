@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models import INPUT
-from snn_layers import FinetuneConfig, deploy, finetune, state_bytes, to_spiking
+from snn_layers import FinetuneConfig, deploy, finetune, stored_bytes, to_spiking
 from snn_layers.deployment.units import SpikingUnit
-from snn_layers.states import advance, spikes_as_bytes, unpacked
+from snn_layers.stored import advance, spikes_as_bytes, unpacked
 from snn_layers.tuning.layerwise import unit_loss
 from snn_layers.tuning.unit_data import UnitData
 
@@ -150,11 +150,11 @@ def test_kept_spikes_take_one_byte_and_go_on_as_they_were(quantized, batches, in
     torch.testing.assert_close(deployed.finish(values, len(deployed.index)), deployed(images))
 
 
-def test_state_bytes_is_what_the_widest_cache_takes(quantized, batches):
+def test_stored_bytes_is_what_the_widest_cache_takes(quantized, batches):
     images = batches[0][0][:1]
     snn = to_spiking(quantized)
     # Spikes of T = 3 steps and a residual before a block's second unit, the ANN's activations after it.
-    assert state_bytes(snn, quantized, images) == (3 * 2 + 1) * 16 * 16 * 16
+    assert stored_bytes(snn, quantized, images) == (3 * 2 + 1) * 16 * 16 * 16
 
 
 def test_the_loss_is_that_of_the_spikes_and_the_gradient_that_of_the_unit(quantized, batches):

@@ -8,7 +8,7 @@ from torch import Tensor
 from models import INPUT, Network, Values, mean_over_time
 
 from ..deployment.deploy import deploy
-from ..states import advance, spikes_as_bytes, unpacked
+from ..stored import advance, spikes_as_bytes, unpacked
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Bar = Callable[[Iterable, str], Iterable]
@@ -33,8 +33,8 @@ class UnitData:
         self.deployed = deploy(snn, compile=compile)
         # Training batches: the SNN's values before a unit and the ANN's after it. Check batches: the SNN's values before a unit
         # and the labels. Beside both the index of that unit, 0 for images.
-        self.states: list[tuple[Values, Values]] | None = None
-        self.check_states: list[tuple[Values, Tensor]] | None = None
+        self.kept: list[tuple[Values, Values]] | None = None
+        self.check_kept: list[tuple[Values, Tensor]] | None = None
         self.position = self.check_position = 0
 
     def learned(self, index: int) -> None:
@@ -62,16 +62,16 @@ class UnitData:
     @torch.no_grad()
     def _kept(self, index: int, epoch: int) -> Iterator[tuple[Values, Tensor, Tensor]]:
         """Yield `inputs`, from the kept values, which advance to this unit first."""
-        if self.states is None:
-            self.states = [({INPUT: images}, {INPUT: images}) for images, _ in self.batches]
+        if self.kept is None:
+            self.kept = [({INPUT: images}, {INPUT: images}) for images, _ in self.batches]
         start, self.position = self.position, index
         reached, unit = start + 1 if start else 0, self.units[index]
-        for number, (snn, ann) in enumerate(self.bar(self.states, self.name(index, epoch))):
+        for number, (snn, ann) in enumerate(self.bar(self.kept, self.name(index, epoch))):
             # The advanced values replace the old ones one batch at a time: both lists together would need twice the memory.
             snn = self._spikes(snn, start, index)
             for before in self.units[reached:index + 1]:
                 ann = advance(self.ann, before, ann)
-            self.states[number] = snn, ann
+            self.kept[number] = snn, ann
             target = unpacked(ann[unit.name])
             self.learned(index)
             _, fired = self.deployed.step(unit, snn)
@@ -88,19 +88,19 @@ class UnitData:
 
     def advance_check(self, index: int) -> None:
         """Advance the check images' values up to the unit `index`; online they stay images."""
-        if self.check_states is None:
-            self.check_states = [({INPUT: images}, labels) for images, labels in self.check]
+        if self.check_kept is None:
+            self.check_kept = [({INPUT: images}, labels) for images, labels in self.check]
         if self.online:
             return
-        for number, (state, labels) in enumerate(self.check_states):
-            self.check_states[number] = (self._spikes(state, self.check_position, index), labels)
+        for number, (values, labels) in enumerate(self.check_kept):
+            self.check_kept[number] = (self._spikes(values, self.check_position, index), labels)
         self.check_position = index
 
     def accuracy(self, index: int) -> float:
         """Return the accuracy of the spiking network on the check images in percent, run from their kept values."""
         hits, count = 0, 0
-        for state, labels in self.bar(self.check_states, f"{self.units[index].name}, check"):
-            hits = hits + (self.deployed.finish(state, self.check_position).argmax(1) == labels).sum()
+        for values, labels in self.bar(self.check_kept, f"{self.units[index].name}, check"):
+            hits = hits + (self.deployed.finish(values, self.check_position).argmax(1) == labels).sum()
             count += len(labels)
         counts = torch.tensor([float(hits), float(count)], dtype=torch.float64)
         self.average_([counts])

@@ -18,31 +18,32 @@ from .checkpoint import BEST, recorded
 from .rundir import RunDirectory
 
 
-def next_epoch(state: dict[str, Any]) -> int:
+def next_epoch(contents: dict[str, Any]) -> int:
     """Return the epoch, from 0, that follows a checkpoint."""
-    return state["history"][-1]["epoch"] + 1 if state["history"] else recorded(state).get("start_epoch") or 0
+    return contents["history"][-1]["epoch"] + 1 if contents["history"] else recorded(contents).get("start_epoch") or 0
 
 
-def check_training(state: dict[str, Any], file: Path) -> None:
+def check_training(contents: dict[str, Any], file: Path) -> None:
     """Raise UserError unless a checkpoint has the log and settings of a training, epoch by epoch."""
-    if not {"optimizer", "rng", "args"} <= state.keys():
+    if not {"optimizer", "rng", "args"} <= contents.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of a training; a new run starts from it with --init {file}")
-    history = state.get("history")
-    whole = isinstance(state["args"], dict) and isinstance(history, list) and all(
+    history = contents.get("history")
+    whole = isinstance(contents["args"], dict) and isinstance(history, list) and all(
         isinstance(line, dict) and isinstance(line.get("epoch"), int) and isinstance(line.get("test_top1"), float)
         for line in history)
     if not whole or any(later["epoch"] != line["epoch"] + 1 for line, later in pairwise(history)):
         raise UserError(f"checkpoint {file} has a damaged log: copy it again, or --resume {file.with_name(BEST)}")
 
 
-def check_same_run(settings: Settings, state: dict[str, Any], run: RunDirectory) -> None:
+def check_same_run(settings: Settings, contents: dict[str, Any], run: RunDirectory) -> None:
     """Raise UserError if the flags exclude going on with the run."""
     how = settings.training
-    if how.weight_bit not in (None, state["weight_bit"]):
-        raise UserError(f"--weight-bit {how.weight_bit}: the run in {run.path} has {state['weight_bit'] or 'that of the recipe'}")
-    if how.start_epoch not in (None, next_epoch(state)) and not run.restarted:
-        raise UserError(f"--start-epoch {how.start_epoch}: the run in {run.path} goes on with epoch {next_epoch(state)}, no other "
-                        "fits its log and its best checkpoint; leave --start-epoch out")
+    if how.weight_bit not in (None, contents["weight_bit"]):
+        found = contents["weight_bit"] or "that of the recipe"
+        raise UserError(f"--weight-bit {how.weight_bit}: the run in {run.path} has {found}")
+    if how.start_epoch not in (None, next_epoch(contents)) and not run.restarted:
+        raise UserError(f"--start-epoch {how.start_epoch}: the run in {run.path} goes on with epoch {next_epoch(contents)}, no "
+                        "other fits its log and its best checkpoint; leave --start-epoch out")
 
 
 def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -67,46 +68,46 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({**optimizer.state_dict(), "state": fitted})
 
 
-def restore_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
+def restore_state(contents: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
     """Take over the momenta and the random generator from a checkpoint."""
     try:
-        restore_(optimizer, state["optimizer"])
-        torch.set_rng_state(state["rng"])
+        restore_(optimizer, contents["optimizer"])
+        torch.set_rng_state(contents["rng"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
 
 
-def restore_trained_(network: Network, state: dict[str, Any], file: Path) -> None:
+def restore_trained_(network: Network, contents: dict[str, Any], file: Path) -> None:
     """Load, in place, the trained weights that a checkpoint holds beside their average."""
     try:
-        network.load_state_dict(state["trained"])
+        network.load_state_dict(contents["trained"])
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise UserError(f"checkpoint {file} does not hold the weights beside their average: the run had no --ema; leave it "
                         "out") from error
 
 
-def check_tuning(state: dict[str, Any], file: Path) -> None:
+def check_tuning(contents: dict[str, Any], file: Path) -> None:
     """Raise UserError unless a checkpoint has the log, settings and progress of a tuning."""
-    if "finetune" not in state:
+    if "finetune" not in contents:
         raise UserError(f"--resume: {file} is no checkpoint of a tuning")
-    summary, history, progress = state["finetune"], state.get("history"), state.get("progress")
+    summary, history, progress = contents["finetune"], contents.get("history"), contents.get("progress")
     whole = (isinstance(summary, dict) and {"neuron", "delay", "ann", "before"} <= summary.keys() and isinstance(history, list)
              and all(isinstance(line, dict) and ("unit" in line or {"epoch", "check_before", "check_top1"} <= line.keys())
                      for line in history)
-             and "init" in recorded(state)
+             and "init" in recorded(contents)
              and (progress is None or (isinstance(progress, dict) and progress.keys() == {f.name for f in fields(UnitProgress)})))
     if not whole:
         raise UserError(f"checkpoint {file} has a damaged log: copy it again, or start anew with --overwrite")
 
 
-def check_same_neurons(settings: Settings, state: dict[str, Any], path: Path) -> None:
+def check_same_neurons(settings: Settings, contents: dict[str, Any], path: Path) -> None:
     """Raise UserError if the flags ask for other neurons or BN than those of the run."""
-    how, delay, start = settings.spiking, state["finetune"]["delay"], state["finetune"].get("start", HALF)
+    how, delay, start = settings.spiking, contents["finetune"]["delay"], contents["finetune"].get("start", HALF)
     if how.delay != delay:
         raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
     if how.start != start:
         raise UserError(f"--start {how.start:g}: the run in {path} starts at {start:g} thresholds")
-    if settings.tuning.norm != (norm := recorded(state).get("norm")):
+    if settings.tuning.norm != (norm := recorded(contents).get("norm")):
         raise UserError(f"--norm {settings.tuning.norm}: the run in {path} has --norm {norm}")
 
 

@@ -68,7 +68,7 @@ class RunDirectory:
             damaged.
 
     Attributes:
-        file, state: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
+        file, contents: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
 
     Raises:
         UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with, or
@@ -84,13 +84,13 @@ class RunDirectory:
         if self.restarted:
             print(f"started again: going on with {self.path}", file=sys.stderr)
         self.file = last if self.restarted or run.resume == Path() else run.resume
-        self.state: dict[str, Any] = {}
+        self.contents: dict[str, Any] = {}
         if self.file is not None:
-            self.state = read_checkpoint(self.file)
+            self.contents = read_checkpoint(self.file)
             if self.file.parent.resolve() != self.path.resolve():
                 raise UserError(f"--resume {self.file}: this is no checkpoint of the run in {self.path}; a new run starts from it "
                                 f"with --init {self.file}")
-            check(self.state, self.file)
+            check(self.contents, self.file)
         elif last.exists() and not run.overwrite:
             raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it, "
                             "--result DIR puts this one elsewhere")
@@ -109,9 +109,9 @@ class RunDirectory:
             given: the settings of a new run.
             read: returns the settings of the command line, with defaults from a dictionary of values by name.
         """
-        if not self.state:
+        if not self.contents:
             return given
-        before = recorded(self.state)
+        before = recorded(self.contents)
         settings = read(before)
         now = plain(settings)
         if self.writes:
@@ -133,7 +133,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_parts(self.path, FILES)
-            old = () if self.state else (*(self.path / name for name in FILES), *self.path.glob("events.out.tfevents*"))
+            old = () if self.contents else (*(self.path / name for name in FILES), *self.path.glob("events.out.tfevents*"))
             for file in old:
                 file.unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
@@ -144,7 +144,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}; permit writing, or name another "
                             "--result DIR") from error
-        if self.state:
+        if self.contents:
             self.log(history)  # it may have been killed between its checkpoint and its log
 
     def log(self, history: list[dict[str, Any]]) -> None:

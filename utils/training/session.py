@@ -31,23 +31,23 @@ class Session:
     """
 
     def __init__(self, settings: Settings, data: Data, run: RunDirectory):
-        self.settings, self.run, state, how = settings, run, run.state, settings.tuning
-        if state:
-            check_same_neurons(settings, state, run.path)
+        self.settings, self.run, before, how = settings, run, run.contents, settings.tuning
+        if before:
+            check_same_neurons(settings, before, run.path)
         start, self.ann, _ = loading.load_quantized(settings.run, data, learns=True)
         if how.method != "through-time" and norm_steps(start) is not None:
             raise UserError(f"--init {loading.init_path(settings.run)}: the network has BN of each time step; only --method "
                             "through-time goes on with it")
         tuned = start
-        if state:
-            tuned = data.placed(restore_network(state, run.file, settings.run.arch, self.ann.bit, settings.data.dataset))
+        if before:
+            tuned = data.placed(restore_network(before, run.file, settings.run.arch, self.ann.bit, settings.data.dataset))
             same_frozen(tuned, start, run.path, how.method)
         self.snn = loading.spiking(settings.spiking, tuned)
         self.batches = data.batches(train=True, augment=True, limit=how.tune_images or None)
         self.check, self.test_batches = data.batches(train=True, limit=how.check_images), data.batches(train=False)
-        self.history: list[dict[str, Any]] = state.get("history", [])
-        self.summary: dict[str, Any] = state.get("finetune") or {}
-        self.optimizer_state, self.progress = state.get("optimizer"), state.get("progress")
+        self.history: list[dict[str, Any]] = before.get("history", [])
+        self.summary: dict[str, Any] = before.get("finetune") or {}
+        self.optimizer_state, self.progress = before.get("optimizer"), before.get("progress")
 
     def score(self, network: Network, name: str) -> float:
         """Return a network's accuracy on the test set in percent."""
@@ -57,17 +57,17 @@ class Session:
     def prepare(self) -> None:
         """Measure the networks, calibrate if asked for, and save that, unless a run goes on."""
         snn, count = self.snn, self.settings.spiking.calibrate
-        if not self.run.state:
+        if not self.run.contents:
             self.summary = {"neuron": snn.neuron, "delay": snn.delay, "steps": snn.time_steps, "start": snn.start,
                             "ann": self.score(self.ann, "ANN"), "before": self.score(snn, "SNN"), "seconds": 0.0}
         print(f"test set: quantized ANN {self.summary['ann']:.2f} %, {snn.neuron} SNN before tuning "
               f"{self.summary['before']:.2f} %", flush=True)
-        if count and not self.run.state:
+        if count and not self.run.contents:
             self.summary["seconds"] += loading.calibrate(count, snn, self.ann, self.batches)
             self.summary["calibrated"] = self.score(snn, "calibrated SNN")
             print(f"test set: calibrated SNN {self.summary['calibrated']:.2f} %", flush=True)
         self.spent, self.began = self.summary.get("seconds", 0.0), time.monotonic()
-        if not self.run.state:
+        if not self.run.contents:
             self._write(is_best=False)  # so that a run can be resumed from its first epoch
 
     def save(self) -> None:

@@ -103,24 +103,24 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, data: Data, run: RunDirectory):
-        self.settings, how, state = settings, settings.training, run.state
-        if state:
-            check_same_run(settings, state, run)
-            network = restore_network(state, run.file, settings.run.arch, settings.run.bit, settings.data.dataset)
+        self.settings, how, before = settings, settings.training, run.contents
+        if before:
+            check_same_run(settings, before, run)
+            network = restore_network(before, run.file, settings.run.arch, settings.run.bit, settings.data.dataset)
             self.network = data.placed(data.check(network, run.file))
         else:
             self.network = initial_network(settings, data)
         data.described(self.network)
         self.batches, self.test_batches = data.batches(train=True, augment=True), data.batches(train=False)
         self.average = deepcopy(self.network).requires_grad_(False) if how.ema else None
-        if how.ema and state:
-            restore_trained_(self.network, state, run.file)
+        if how.ema and before:
+            restore_trained_(self.network, before, run.file)
         self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd, nesterov=how.nesterov, threshold_lr=how.threshold_lr,
                              clip_lr=how.clip_lr)
-        if state:
-            restore_state(state, self.optimizer, run.file)
-        self.history: list[dict[str, Any]] = list(state.get("history", []))
-        self.epochs = range(next_epoch(state) if state else how.start_epoch or 0, how.epochs)
+        if before:
+            restore_state(before, self.optimizer, run.file)
+        self.history: list[dict[str, Any]] = list(before.get("history", []))
+        self.epochs = range(next_epoch(before) if before else how.start_epoch or 0, how.epochs)
         teacher = loading.load_teacher(how.teacher, settings.run, data) if how.teacher else None
         self.step = Step(processes.parallel(self.network), self.optimizer, settings.run.amp, teacher, how.label_smoothing,
                          self.average, how.ema, how.compile)

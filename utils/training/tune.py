@@ -17,7 +17,7 @@ from snn_layers import (
     UnitProgress,
     finetune,
     own_parameters_,
-    state_bytes,
+    stored_bytes,
 )
 
 from ..checkpoints.resume import restore_
@@ -45,7 +45,7 @@ def layerwise(settings: Settings, session: Session) -> None:
     run, how = settings.run, settings.tuning
     began = time.monotonic()
     count = session.batches.count + session.check.count
-    needed = state_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
+    needed = stored_bytes(session.snn, session.ann, session.batches.first(1)) * count / GIGABYTE
     room = 0.0 if how.online else min(how.cache, free_memory(session.batches.device))
     online = needed > room or how.online
     if online and not how.online:

@@ -43,7 +43,7 @@ def spikes_as_bytes(values: Values, units: dict[str, Any]) -> Values:
 
 
 @torch.no_grad()
-def state_bytes(snn: Network, ann: Network, images: Tensor) -> int:
+def stored_bytes(snn: Network, ann: Network, images: Tensor) -> int:
     """Return how many bytes the stored values of these images take at most: the SNN's before a unit, the ANN's after it."""
     largest, before, values = 0, 0, {INPUT: images}
     for unit in ann.graph.units:
