@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")
     args = parser.parse_args(argv)
     if args.output and len(args.runs) > 1:
-        raise UserError(f"--output {args.output}: {len(args.runs)} runs make as many pages; leave it out")
+        raise UserError(f"--output {args.output}: {len(args.runs)} runs make {len(args.runs)} pages; leave it out")
     if args.output and args.output.suffix not in (".html", ".htm"):
         raise UserError(f"--output {args.output}: a page is a .html file, and its numbers go to a .json file beside it")
     if args.output and not args.output.parent.is_dir():

@@ -59,7 +59,7 @@ def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
         print(f"read out earlier       {accuracies} % after {after} steps")
     counts = [module.weight.numel() for module in snn.modules() if isinstance(module, StepNorm)]
     if counts:
-        print(f"BN of each time step   {2 * sum(counts):6d} scales and biases, {norm_steps(snn)} times as many as otherwise")
+        print(f"BN of each time step   {2 * sum(counts):6d} scales and biases, {norm_steps(snn)} times as many as one BN has")
     if snn.start != HALF:
         print(f"membranes start at     {snn.start:6g} thresholds")
     if "after" in (result["finetune"] or {}):

@@ -209,7 +209,7 @@ def test_an_operator_without_counterpart_is_refused_by_name():
 
 
 def test_what_cannot_leave_is_refused(small, monkeypatch):
-    with pytest.raises(ValueError, match=r"network\.h5: a network leaves as \.onnx or \.pt2"):
+    with pytest.raises(ValueError, match=r"network\.h5: a network is written as \.onnx or \.pt2"):
         network_file(small, Path("network.h5"), (3, 9, 7), {})
     with pytest.raises(ValueError, match="a float network has no thresholds"):
         network_file(Network(Odd()), Path("a.pt2"), (3, 6, 6), {})
@@ -242,6 +242,6 @@ def test_mistakes_of_the_flag_are_one_line(tmp_path):
         main.parse([*flags, "a.onnx"])
     with pytest.raises(UserError, match=r"--export a\.onnx: says the accuracy on all images; leave -t and --prof out"):
         main.parse([*flags, "a.onnx", "-e", "-t"])
-    for name, reason in (("a.h5", r"a network leaves as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
+    for name, reason in (("a.h5", r"a network is written as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
         with pytest.raises(UserError, match=reason):
             check_export(main.parse([*flags, str(tmp_path / name), "-e"]).run.export)

@@ -128,7 +128,7 @@ def test_a_log_of_layerwise_tuning_has_a_curve():
 
 
 def test_pages_of_several_runs_have_their_own_places():
-    with pytest.raises(UserError, match="2 runs make as many pages"):
+    with pytest.raises(UserError, match="2 runs make 2 pages"):
         report.main(["a", "b", "--output", "c.html"])
 
 

@@ -21,7 +21,7 @@ METADATA = "metadata.json"  # in a .pt2 file
 def check_file(path: Path) -> None:
     """Raise ValueError for a file of another kind, ModuleNotFoundError if a package for it is missing."""
     if path.suffix not in KINDS:
-        raise ValueError(f"{path}: a network leaves as {' or '.join(KINDS)}")
+        raise ValueError(f"{path}: a network is written as {' or '.join(KINDS)}")
     if path.suffix == ".onnx":
         try:
             import_module("onnx")

@@ -163,7 +163,7 @@ def exported(network: Network) -> Exported:
     """
     spiking = network.neuron is not None
     if spiking and network.neuron not in NEURONS:
-        raise ValueError(f"neurons of the kind {network.neuron!r} cannot leave: a file has {' or '.join(NEURONS)} ones")
+        raise ValueError(f"a file cannot hold {network.neuron!r} neurons, only {' or '.join(NEURONS)} ones")
     if not spiking:
         refuse_steps(network)
         network = to_spiking(network, "unsigned")

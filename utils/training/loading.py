@@ -47,7 +47,7 @@ def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
     network = restore_network(contents, path, run.arch, run.bit, data.settings.dataset)
     if network.trainable_start:
         raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
-                        f"train it first, --init {path}")
+                        f"main.py --init {path} trains it first")
     return data.check(network, path), contents
 
 

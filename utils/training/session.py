@@ -37,7 +37,7 @@ class Session:
         start, self.ann, _ = loading.load_quantized(settings.run, data, learns=True)
         if how.method != "through-time" and norm_steps(start) is not None:
             raise UserError(f"--init {loading.init_path(settings.run)}: the network has BN of each time step; only --method "
-                            "through-time goes on with it")
+                            "through-time can go on with it")
         tuned = start
         if before:
             tuned = data.placed(restore_network(before, run.file, settings.run.arch, self.ann.bit, settings.data.dataset))
