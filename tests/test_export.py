@@ -242,6 +242,6 @@ def test_mistakes_of_the_flag_are_one_line(tmp_path):
         main.parse([*flags, "a.onnx"])
     with pytest.raises(UserError, match=r"--export a\.onnx: says the accuracy on all images; leave -t and --prof out"):
         main.parse([*flags, "a.onnx", "-e", "-t"])
-    for name, reason in (("a.h5", r"a network is written as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
+    for name, reason in (("a.h5", r"is written as \.onnx or \.pt2"), ("none/a.pt2", "none is no directory; make it first")):
         with pytest.raises(UserError, match=reason):
             check_export(main.parse([*flags, str(tmp_path / name), "-e"]).run.export)
