@@ -30,7 +30,7 @@ class _WeightQuantization(torch.autograd.Function):
         quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
         # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there. hardshrink keeps |u| > 1.
         ctx.save_for_backward(torch.sub(quantized, u.sub_(F.hardshrink(u, 1.0))), std)
-        return quantized.mul_(clip * (std / std))  # NaN instead of clips where std is 0 or NaN: both have no nearest level
+        return quantized * (clip * (std / std))  # NaN instead of clips where std is 0 or NaN: both have no nearest level
 
     @staticmethod
     @once_differentiable
@@ -85,7 +85,8 @@ class _ActivationQuantization(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, threshold: Tensor, steps: int) -> Tensor:
         ctx.save_for_backward(x, threshold)
         ctx.steps = steps
-        return round_activation(x, threshold, steps)
+        # A view, since torch 2.11 compiles a function whose result was last changed in place to one with gradients of 0.
+        return round_activation(x, threshold, steps).view_as(x)
 
     @staticmethod
     @once_differentiable

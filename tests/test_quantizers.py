@@ -13,6 +13,7 @@ from quant import (
     quantize_activation,
     quantize_eight_bit,
     quantize_weight,
+    replace_activation,
     time_steps,
 )
 
@@ -126,3 +127,19 @@ def test_a_projection_has_no_temporary_larger_than_the_weight(operators):
         quantize_weight(weight, torch.tensor(3.0), APoTWeight(8).levels(weight.dtype))
     assert recorded.calls.count("bucketize") == 1
     assert recorded.largest == weight.numel()
+
+
+@pytest.mark.parametrize("rule", ["weight", "activation", "replacement"])
+def test_compiled_gradients_are_the_plain_ones(rule):
+    torch.manual_seed(0)
+    x, scale, other, grad = torch.randn(6, 5), torch.tensor(0.9), torch.rand(6, 5), torch.randn(6, 5)
+    call = {"weight": lambda x, scale: quantize_weight(x, scale, torch.tensor([0, 0.25, 0.5, 1])),
+            "activation": lambda x, scale: quantize_activation(x, scale, 7),
+            "replacement": lambda x, scale: replace_activation(x, scale, other)}[rule]
+    found = []
+    for run in (call, torch.compile(call, backend="aot_eager", fullgraph=True)):
+        leaves = [x.clone().requires_grad_(), scale.clone().requires_grad_()]
+        output = run(*leaves)
+        found.append([output.detach(), *torch.autograd.grad(output, leaves, grad, materialize_grads=True)])
+    assert found[0][1].any()
+    assert all(torch.equal(plain, compiled) for plain, compiled in zip(*found, strict=True))
