@@ -80,3 +80,16 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
         "layer-wise": "5,000 of 50,000, 1 of 8 epochs", "layer-wise, global": "5,000 of 50,000, 1 of 8 epochs + 40,000"}
     imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
     assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}
+
+
+def test_the_parts_of_a_recipe_differ_in_their_flags_alone():
+    rows = [row for row in rows_of("recipe", [0, 1], Path("data"), Path("study"), 0.5) if row.bit == 2]
+    last = {row.method: row.stages for row in rows}
+    assert {stage.init for stages in last.values() for stage in stages} == {
+        Path("study/resnet20-150epochs/3bit-seed0/resnet20_3bit/model_best.pth.tar")}
+    plain = last.pop("published")[0].flags
+    assert plain[plain.index("--epochs") + 1] == "15"
+    added = {name: stages[0].flags[len(plain):] for name, stages in last.items() if stages[0].flags[:len(plain)] == plain}
+    whole = added.pop("all")
+    assert sorted(whole) == sorted(flag for flags in added.values() for flag in flags)
+    assert set(added) == {"nesterov", "ema", "warmup", "rates", "teacher"}

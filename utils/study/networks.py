@@ -79,14 +79,19 @@ class Networks:
 
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
-        bits, (train, test) = BITS[self.dataset], IMAGES[self.dataset]
+        bits = BITS[self.dataset]
+        return self.trained(bit, seed, self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None)
+
+    def trained(self, bit: int, seed: int, start: Path | None, kind: str = "", flags: tuple[str, ...] = ()) -> Stage:
+        """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
+        train, test = IMAGES[self.dataset]
         schedule = "step" if self.epochs == EPOCHS[self.dataset] else "cosine"
         flags = ("--epochs", str(self.epochs), "--lr", RATES[self.dataset][bit], "--wd", DECAYS[self.dataset][bit],
-                 "--lr-schedule", schedule, "--seed", str(seed), *BATCH[self.dataset], *self.extra_of(bit))
-        init = self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None
+                 "--lr-schedule", schedule, "--seed", str(seed), *BATCH[self.dataset], *self.extra_of(bit), *flags)
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
-        return self.stage(f"seed{seed}", script, bit, flags, init, self.epochs * train * factor, self.epochs * test)
+        passes = self.epochs * (test + ("--teacher" in flags) * train)
+        return self.stage(f"{kind}seed{seed}", script, bit, flags, start, self.epochs * train * factor, passes)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
         """Return the stages that make the network with `bit` bits, in order; none if it is read from a file."""

@@ -4,16 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
-from .networks import BITS, CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import BITS, CALIBRATE, EPOCHS, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
 IMAGENET = ("alexnet", "vgg16")
-TABLES = ("cifar10", "imagenet", "ablation", "conversion", "latency")
+TABLES = ("cifar10", "imagenet", "recipe", "ablation", "conversion", "latency")
+
+
+RECIPE_EPOCHS = 15
+RECIPE_PARTS = MappingProxyType({"nesterov": ("--nesterov",), "ema": ("--ema", "0.999"), "warmup": ("--warmup", "1"),
+                                 "rates": ("--threshold-lr", "0.1", "--clip-lr", "0.02")})  # of APoT: θ .1, α .02
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,23 @@ def ablation(networks: Networks, seeds: list[int]) -> list[Row]:
     return rows
 
 
+def recipe(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return what each part of a training recipe adds to the published one by itself, and all together, at equal cost.
+
+    All rows of a bit-width start from the same network, the first seed's with one bit more; the teacher is its float network.
+    """
+    short = replace(networks, scale=RECIPE_EPOCHS / EPOCHS[networks.dataset])
+    parts = {**RECIPE_PARTS, "teacher": ("--teacher", str(networks.path(FLOAT_BITS, seeds[0])))}
+    every = tuple(flag for flags in parts.values() for flag in flags)
+    rows = []
+    for bit in (3, 2):
+        before, start = networks.chain(bit + 1, seeds[0]), networks.path(bit + 1, seeds[0])
+        for name, flags in {"published": (), **parts, "all": every}.items():
+            chains = ((*before, short.trained(bit, seed, start, f"{name}-", flags)) for seed in seeds)
+            rows.append(Row(short, bit, "ANN", name, tuple(chains)))
+    return rows
+
+
 def latency(networks: Networks, seeds: list[int]) -> list[Row]:
     """Return accuracy against latency: the first T' of T steps, all from one run, and delays of 0 to T."""
     rows = []
@@ -176,4 +199,4 @@ def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float 
         archs = CIFAR if table == "cifar10" else IMAGENET
         return [row for arch in archs for row in main_table(Networks(arch, data, study, table, scale, extra), seeds)]
     networks = Networks("resnet20", data, study, "cifar10", scale, extra, files)
-    return {"ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)
+    return {"recipe": recipe, "ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)
