@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from .affine import is_place
 from .flow import Flow
 from .over_time import accumulated, floating, increments, mean_over_time, repeat_over_time, sized, window_sums
-from .trace import call_name
+from .trace import argument, call_name
 
 
 class Writer:
@@ -57,7 +58,7 @@ class Writer:
         return self.graph.call_function(sized, (real, self.steps, folded))
 
 
-def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]) -> Callable[..., Tensor] | None:
+def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple], zero: int = 0) -> Callable[..., Tensor] | None:
     """Return (root, time_steps, x) -> y for a chain of calls that move or pool spikes x as they are stored.
 
     None if a call needs the size of another value. Max-pooling pools the sums of the spikes so far; their increments are spikes
@@ -66,6 +67,7 @@ def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]
     Args:
         windows: kernel and stride of the calls that are average pooling; they become sums, which are integers. None marks a
             call that takes floating-point numbers only.
+        zero: what stands for 0 in spikes as they are stored; padding puts it on.
     """
     written = fx.Graph()
     steps, start = written.placeholder("time_steps"), written.placeholder("x")
@@ -80,6 +82,8 @@ def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple]
         elif node in flow.pools:
             sums = written.call_function(accumulated, (x, steps))
             x = written.call_function(increments, (written.call_module(node.target, (sums,)), steps))
+        elif call_name(node) == "pad":
+            x = written.call_function(F.pad, (x, argument(node, 1, "pad"), "constant", zero))
         else:
             x = _on(flow, written, node, node.args[0], x)
         x = x if moves else written.call_method("type_as", (x, start))

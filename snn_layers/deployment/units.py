@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import INPUT, Network, Part, moving, tree
@@ -14,9 +15,10 @@ from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt
 from .fused import fire, fire_steps, neuron_constants
 from .integer import FloatConv, IntegerConv
-from .terms import Affine
+from .terms import Affine, along_channels
 
 Convolution = type[FloatConv] | type[IntegerConv]
+BLOCK = 2 * 2**20  # bytes of currents in float64 that a cache of a core holds
 
 
 class FusedNeuron(nn.Module):
@@ -42,11 +44,25 @@ class FusedNeuron(nn.Module):
             return x.expand_as(accumulator).movedim(1, -1).reshape(1 if self.encodes else self.time_steps, -1, accumulator.shape[1])
 
         _, channels, *places = accumulator.shape
-        function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
-        spikes = (packaged(function) if self.fused else function)(
-            rows(accumulator), None if second is None else rows(second), *constants, self.time_steps, self.signed, self.delay,
-            self.zero, self.dtype, self.start, *map(rows, others))
+        spikes = self._fire(rows(accumulator), None if second is None else rows(second), *map(rows, others))
         return spikes.view(-1, *places, channels).movedim(-1, 1)
+
+    def behind(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Return `forward` of the currents `weight` · x, a 1x1 convolution in float64 of x [T·B, C, ...].
+
+        Some places at a time, so that a cache holds their currents: written to memory and read again, they would take longer
+        than the product.
+        """
+        _, channels, *places = x.shape
+        rows = x.unflatten(0, (self.time_steps, -1)).movedim(2, -1).reshape(self.time_steps, -1, channels)
+        parts = -(-8 * self.time_steps * rows.shape[1] * len(weight) // BLOCK)
+        spikes = torch.cat([self._fire(F.linear(part, weight)) for part in rows.tensor_split(parts, 1)], 1)
+        return spikes.view(-1, *places, len(weight)).movedim(-1, 1)
+
+    def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
+        function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
+        return (packaged(function) if self.fused else function)(
+            accumulator, second, *constants, self.time_steps, self.signed, self.delay, self.zero, self.dtype, self.start, *others)
 
     def decode(self, spikes: Tensor) -> Tensor:
         """Map the output of `forward` to s·θ, the output of an `IFNeuron`."""
@@ -72,13 +88,15 @@ class FusedNeuron(nn.Module):
 class PlainNeuron(FusedNeuron):
     """A neuron of a kind without a fused pass: its equation runs on currents in float64."""
 
-    def __init__(self, neuron: IFNeuron, convolution: Convolution):
+    def __init__(self, neuron: IFNeuron, convolution: Convolution, bias: Tensor):
         super().__init__(neuron, float64_constants(neuron), convolution, fused=False)
         self.plain = deepcopy(neuron).double()
+        self.register_buffer("bias", bias)
 
     def forward(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
         """Map currents [T·B, ...], or [B, ...] if the neuron encodes, to spikes + zero [T·B, ...]."""
-        return (self.plain.spike_train(accumulator) + self.zero).to(self.dtype).flatten(0, 1)
+        current = accumulator + along_channels(self.bias, accumulator)
+        return (self.plain.spike_train(current) + self.zero).to(self.dtype).flatten(0, 1)
 
 
 def fuses(neuron: IFNeuron) -> bool:
@@ -96,17 +114,23 @@ def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
     return torch.equal(fired, plain.spike_train(current.flatten(0, 1)))
 
 
-def float64_constants(neuron: IFNeuron) -> Tensor:
-    """Return the constants of `fire` [4, 2, C] for currents in float64, where `low` is 0; the bias is the neuron's."""
+def float64_constants(neuron: IFNeuron, current: Tensor | None = None) -> Tensor:
+    """Return the constants of `fire` [4, 2, C] for currents in float64, where `low` is 0.
+
+    The bias is the neuron's and that of the `current`, [C] or [], which it comes without.
+    """
     bias = torch.zeros_like(neuron.threshold)[None] if neuron.bias is None else neuron.bias.detach()
-    constants = bias.new_zeros(4, 2, len(bias), dtype=torch.float64)
+    bias = bias.double() if current is None else bias.double() + current
+    constants = bias.new_zeros(4, 2, len(bias))
     constants[0, 0], constants[1, 0], constants[3, 0] = neuron.threshold.detach(), bias, RETRACTION
     return constants
 
 
-def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool) -> FusedNeuron:
-    """Return a neuron on currents in float64."""
-    return FusedNeuron(neuron, float64_constants(neuron), convolution, fused) if fuses(neuron) else PlainNeuron(neuron, convolution)
+def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool, bias: Tensor | None = None) -> FusedNeuron:
+    """Return a neuron on currents in float64, to which it adds `bias`, [C] or []."""
+    if fuses(neuron):
+        return FusedNeuron(neuron, float64_constants(neuron, bias), convolution, fused)
+    return PlainNeuron(neuron, convolution, torch.zeros_like(neuron.threshold).double() if bias is None else bias)
 
 
 class ExactUnit(nn.Module):
@@ -192,7 +216,7 @@ class SpikingUnit(nn.Module):
             nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total, term.integral)
             for weight, term in zip(weights, terms, strict=True))
         self.pool = moving(snn.graph.flow, form.pools, {})
-        self.moves = [moving(snn.graph.flow, term.piece.chain, dict(term.piece.windows)) for term in terms]
+        self.moves = [moving(snn.graph.flow, term.piece.chain, dict(term.piece.windows), convolution.zero) for term in terms]
         self.root = movers(snn, unit)
         self.reads = [unit.inputs.index(term.piece.source) for term in terms]
 
