@@ -39,7 +39,7 @@ def test_a_whole_name_chooses_its_row_and_a_part_of_one_all_that_hold_it():
         return [row.method for row in reproduce.choose(rows, list(texts))["conversion"]]
 
     assert methods("resnet20, 2 bits, unsigned, calibrated") == ["calibrated"]
-    assert methods("2 bits, unsigned, calibrated") == ["calibrated", "calibrated, global"]
+    assert methods("2 bits, unsigned, calibrated") == ["calibrated", "calibrated, global", "calibrated, through time"]
     assert methods("resnet20, 2 bits, unsigned, calibrated", "2 bits, unsigned, con") == ["converted", "calibrated"]
     with pytest.raises(UserError, match="no row of conversion"):
         methods("5 bits")
@@ -70,13 +70,15 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
     assert [stage.name for stage in networks.chain(4, 0)] == ["resnet20-300epochs/32bit-seed0",
                                                               "resnet20-300epochs-compile/4bit-seed0"]
     rows = rows_of("conversion", [1, 2], Path("data"), Path("study"), files=Path("nets"))
-    assert [stage.name for stage in rows[-3].stages] == ["resnet20-nets/2bit-unsigned-converted-seed0"]
+    assert [stage.name for stage in rows[-4].stages] == ["resnet20-nets/2bit-unsigned-converted-seed0"]
     assert {row.method: len(row.chains) for row in rows if row.bit == 2} == {
         "converted": 1, "calibrated": 2, "delay 1": 1, "delay 2": 1, "delay 3": 1, "calibrated, 2 of 3 steps": 2,
-        "calibrated, global": 2, "calibrated, global, 2 of 3 steps": 2, "layer-wise": 2, "global": 2, "layer-wise, global": 2}
+        "calibrated, global": 2, "calibrated, through time": 2, "calibrated, global, 2 of 3 steps": 2,
+        "layer-wise": 2, "global": 2, "layer-wise, global": 2}
     assert {row.method: row.tuning for row in rows if row.bit == 2} == {
         "converted": "", "calibrated": "512", "delay 1": "", "delay 2": "", "delay 3": "", "calibrated, 2 of 3 steps": "512",
-        "calibrated, global": "512 + 40,000", "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
+        "calibrated, global": "512 + 40,000", "calibrated, through time": "512 + 10 x 50,000",
+        "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
         "layer-wise": "5,000 of 50,000, 1 of 8 epochs", "layer-wise, global": "5,000 of 50,000, 1 of 8 epochs + 40,000"}
     imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
     assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}

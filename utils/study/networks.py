@@ -16,6 +16,7 @@ DECAYS = {"cifar10": {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}, "ima
 BATCH = {"cifar10": (), "imagenet": ("-b", "256", "--accum", "4")}  # published: four processes with 256 images each
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
+TIME_EPOCHS = 10  # of tuning through time
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
@@ -122,11 +123,11 @@ class Source:
         """Return the cost of a spiking pass of T steps, in float passes."""
         return time_steps(self.bit) * STEP
 
-    def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...]) -> Stage:
+    def stage(self, script: str, kind: str, passes: float, flags: tuple[str, ...], trained: float = 0) -> Stage:
         """Return a stage whose directory is named for bits, neuron, kind and seed."""
         init = self.network or self.networks.path(self.bit, self.seed)
         flags = (*NEURONS[self.neuron], "--seed", str(self.seed), *flags)
-        return self.networks.stage(f"{self.neuron}-{kind}-seed{self.seed}", script, self.bit, flags, init, passes=passes)
+        return self.networks.stage(f"{self.neuron}-{kind}-seed{self.seed}", script, self.bit, flags, init, trained, passes)
 
     def evaluated(self, kind: str, *flags: str, delay: int = 0) -> Stage:
         """Return a run of snn.py on the test set."""
@@ -149,3 +150,10 @@ class Source:
         test = IMAGES[self.networks.dataset][1]
         passes = count * (4 + self.spiking_pass) + test * (1 + 2 * self.spiking_pass)
         return self.stage("snn_ft", kind, passes, ("--method", "global", "--teacher", "--calib", str(count), *flags))
+
+    def unrolled(self, kind: str, *flags: str) -> Stage:
+        """Return a run of tuning through time."""
+        train, test = IMAGES[self.networks.dataset]
+        trained = TIME_EPOCHS * train * QUANTIZED * time_steps(self.bit)
+        flags = ("--method", "through-time", "--epochs", str(TIME_EPOCHS), *flags)
+        return self.stage("snn_ft", kind, (TIME_EPOCHS + 2) * test * self.spiking_pass, flags, trained)

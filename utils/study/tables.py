@@ -10,7 +10,7 @@ from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
 from .networks import BITS, CALIBRATE, EPOCHS, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
-from .stages import Stage
+from .stages import TRAININGS, Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
 IMAGENET = ("alexnet", "vgg16")
@@ -63,12 +63,15 @@ class Row:
         """
         def seen(stage: Stage, name: str) -> str:
             count = f"{int(stage.flag(name)):,}"
+            if name == "--epochs":
+                return f"{count} x {IMAGES[stage.dataset][0]:,}"
             if name == "--calibrate" or stage.flag("--method"):
                 return count
             images, epochs = IMAGES[stage.dataset][0], PUBLISHED_TUNING[stage.dataset]
             return f"{count} of {images:,}" + f", 1 of {epochs} epochs" * (epochs > 1)
 
-        return " + ".join(seen(stage, name) for stage in self.chains[0] for name in ("--calibrate", "--calib") if stage.flag(name))
+        return " + ".join(seen(stage, name) for stage in self.chains[0] if stage.script not in TRAININGS
+                          for name in ("--calibrate", "--calib", "--epochs") if stage.flag(name))
 
 
 Make = Callable[[Source], tuple[Stage, ...]]
@@ -142,7 +145,8 @@ def converted(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Ro
 def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows of tuning."""
     full, half = time_steps(bit), 2 ** (bit - 1)
-    rows = [row("calibrated, global", once(Source.whole, *WHOLE))]
+    rows = [row("calibrated, global", once(Source.whole, *WHOLE)),
+            row("calibrated, through time", once(Source.unrolled, "calibrated-time", *CALIBRATE))]
     if neuron == "signed":
         early = ("calibrated-global-steps" + str(half), "--steps", str(half), *CALIBRATE)
         rows += [row(f"calibrated, global, {half} of {full} steps", once(Source.whole, *early)),
