@@ -1,18 +1,22 @@
 """Fit clips, thresholds and BN statistics of a freshly quantized network, without labels or gradients."""
 
 from contextlib import ExitStack
-from math import inf
+from math import cos, inf, pi
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from models import NORMS, Network
 
 from .functional import nearest_level, quantize_activation
-from .layers import APoTWeight, Quantized, QuantReLU
+from .layers import APoTWeight, Quantized, QuantReLU, quantized_once
 from .levels import FLOAT_BITS
 
 CANDIDATES = 48
+STEPS, BATCH, RATE = 48, 128, 0.01  # of `learn_`: steps, images of a step, learning rate at the start
+SMALLEST = 1e-3  # threshold that it may come to
 SAMPLES = 2**17
 
 
@@ -98,3 +102,55 @@ def fitted_norms(network: Network) -> list[nn.Module]:
 
 def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:
     relu.threshold.fill_(best_threshold(inputs[0], relu.time_steps, relu.clip))
+
+
+@torch.no_grad()
+def outputs(network: Network, images: Tensor) -> list[Tensor]:
+    """Return what a network puts out in eval mode, each output [N, ...]."""
+    was_training = network.training
+    network.eval()
+    found = [tree_leaves(network(part)) for part in images.split(BATCH)]
+    network.train(was_training)
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+@torch.enable_grad()
+def learn_(network: Network, images: Tensor, targets: list[Tensor]) -> Network:
+    """Let thresholds, biases and the scales of batch normalisations learn what the float network puts out, in place.
+
+    `fit_` chooses each threshold for its own inputs; here all of them learn together, by some steps of Adam on the mean squared
+    error of the outputs, with a rate that falls to 0 as a cosine. There are no labels, and weights stay as they are.
+
+    Args:
+        network: a quantized network, fitted.
+        images: [N, 3, H, W], training images; some hundreds are enough.
+        targets: `outputs` of the float network on these images, taken before `fit_`, which may share its statistics.
+    """
+    was_training = network.training
+    network.eval()
+    learned = [module.threshold for module in network.modules() if isinstance(module, QuantReLU)]
+    affine = [parameter for module in network.modules() for name, parameter in module.named_parameters(recurse=False)
+              if name == "bias" or isinstance(module, NORMS)]
+    needed = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    for parameter in needed:
+        parameter.requires_grad_(False)
+    for parameter in (*learned, *affine):
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam([{"params": learned, "scale": 3.0}, {"params": affine, "scale": 1.0}], RATE)
+    draw = torch.Generator().manual_seed(0)
+    with quantized_once(network):
+        for step in range(STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = group["scale"] * RATE * (1 + cos(pi * step / STEPS)) / 2
+            chosen = torch.randint(len(images), (min(BATCH, len(images)),), generator=draw).to(images.device)
+            pairs = zip(tree_leaves(network(images[chosen])), targets, strict=True)
+            loss = sum(F.mse_loss(found, target[chosen]) for found, target in pairs)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for threshold in learned:
+                threshold.data.clamp_(min=SMALLEST)
+    for parameter, flag in needed.items():
+        parameter.requires_grad_(flag)
+        parameter.grad = None
+    return network.train(was_training)

@@ -7,7 +7,7 @@ from typing import Any
 
 import models
 from models import Network
-from quant import FLOAT_BITS, fit_, quantize_
+from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
 from snn_layers import Deployed, Neuron, calibrate_rates_, deploy, to_spiking
 
 from ..checkpoints.checkpoint import (
@@ -100,8 +100,10 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
     began = time.monotonic()
     contents = read_checkpoint(run.init)
     network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
-    network = data.placed(quantize_(data.check(network, run.init), run.bit, weight_bit))
-    fit_(network, data.batches(train=True).first(count))
+    images = data.batches(train=True).first(count)
+    targets = outputs(data.placed(data.check(network, run.init)), images)
+    network = data.placed(quantize_(network, run.bit, weight_bit))
+    learn_(fit_(network, images), images, targets)
     agree_(network)
     if Place.of_environment(run.local_rank).first:
         path.parent.mkdir(parents=True, exist_ok=True)
