@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from models import Network
-from quant import QuantReLU, dequantize_, fit_, quantize_, time_steps
+from quant import QuantReLU, dequantize_, fit_, learn_, outputs, quantize_, time_steps
 from snn_layers import FinetuneConfig, calibrate_rates_, deploy, finetune, latency, rate_logits, spikes, to_spiking
 from snn_layers.tuning.rate import firing_rates
 
@@ -375,3 +375,41 @@ def test_what_units_share_is_tensors_and_no_lists_of_them():
     snn = to_spiking(copy.deepcopy(ann).float())
     torch.testing.assert_close(deploy(snn, compile=False)(x), to_spiking(ann)(x.double()).float(), rtol=1e-4, atol=1e-4)
     assert deploy(snn, compile=False).exact_units() == []
+
+
+class Padded(nn.Module):
+    """A shortcut without weights, which drops places and puts on channels of zeros (He et al., option A)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = self.a(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.fc(F.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@torch.no_grad()
+def test_zeros_that_a_shortcut_puts_on_are_zeros_where_spikes_are_stored_with_an_offset(integer):
+    torch.manual_seed(0)
+    ann, x = quantized(Padded(), 3, 3), images(3, seed=10)
+    snn = to_spiking(copy.deepcopy(ann).float())
+    deployed = deploy(snn, integer, compile=False)
+    assert deployed.exact_units() == []
+    torch.testing.assert_close(deployed(x), to_spiking(ann)(x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [Inverted, PreActivation, Mixed])
+def test_thresholds_and_biases_that_learn_come_nearer_to_the_float_network(network):
+    torch.manual_seed(0)
+    start, x, fresh = Network(network()).eval(), images(64, seed=11), images(64, seed=12)
+    targets, expected = outputs(start, x), outputs(start, fresh)[0]
+    ann = fit_(quantize_(start, 2, 32), x).eval()
+    weights = {name: value.clone() for name, value in ann.state_dict().items() if value.dim() > 1}
+    before = F.mse_loss(ann(fresh), expected)
+    learn_(ann, x, targets)
+    assert F.mse_loss(ann(fresh), expected) < 0.8 * before
+    assert all(torch.equal(ann.state_dict()[name], value) for name, value in weights.items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in ann.parameters())

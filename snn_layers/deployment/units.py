@@ -4,7 +4,6 @@ from copy import deepcopy
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import INPUT, Network, Part, moving, tree
@@ -56,8 +55,13 @@ class FusedNeuron(nn.Module):
         _, channels, *places = x.shape
         rows = x.unflatten(0, (self.time_steps, -1)).movedim(2, -1).reshape(self.time_steps, -1, channels)
         parts = -(-8 * self.time_steps * rows.shape[1] * len(weight) // BLOCK)
-        spikes = torch.cat([self._fire(F.linear(part, weight)) for part in rows.tensor_split(parts, 1)], 1)
-        return spikes.view(-1, *places, len(weight)).movedim(-1, 1)
+        spikes = []
+        for part in rows.tensor_split(parts, 1):
+            current = x.new_empty(self.time_steps, part.shape[1], len(weight))
+            for step, one in zip(current, part, strict=True):
+                torch.mm(one, weight.T, out=step)
+            spikes.append(self._fire(current))
+        return torch.cat(spikes, 1).view(-1, *places, len(weight)).movedim(-1, 1)
 
     def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
         function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
