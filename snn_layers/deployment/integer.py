@@ -105,3 +105,6 @@ class IntegerConv(nn.Module):
         spikes = self.geometry.padded(spikes, self.point)
         return torch.ops.onednn.qconv2d_pointwise(spikes, 1.0, self.point, self.packed, self.scale, self.zero_points, None,
                                                   *self.places, 1.0, 0, torch.float32, "none", [], "")
+
+
+Convolution = type[FloatConv] | type[IntegerConv]

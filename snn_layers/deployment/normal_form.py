@@ -11,7 +11,7 @@ from quant import APoTWeight
 
 from ..step_norm import StepNorm
 from .integer import Geometry
-from .terms import Affine, Piece, Pieces, Term, normalization, weight_integers
+from .terms import Affine, Piece, Pieces, Term, normalization, pads_zeros, weight_integers
 
 # Calls that move values without changing them: they work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
@@ -140,15 +140,9 @@ class _Reader:
             return tuple(replace(piece.through(node), windows=(*piece.windows, (node, None))) for piece in pieces)
         if isinstance(layer, POOLS):
             return tuple(piece.through(node) for piece in pieces)
-        if call_name(node) == "pad" and not self._pads_zeros(node, pieces[0]):
+        if call_name(node) == "pad" and not pads_zeros(node, pieces[0]):
             return None
         return (pieces[0].through(node, moves=True),) if len(pieces) == 1 else None
-
-    def _pads_zeros(self, node: fx.Node, piece: Piece) -> bool:
-        """Return whether a padding puts on zeros, in a fixed number, as spikes are stored: not where pooling has added them up."""
-        pads = argument(node, 1, "pad")
-        return (piece.total == 1 and argument(node, 2, "mode", "constant") == "constant" and not argument(node, 3, "value")
-                and all(isinstance(value, int) for value in pads))
 
     def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
         """Return pieces after average pooling, if all its windows are whole and their sums fit into a byte."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
+from models.graph.trace import argument
 from quant import APoTWeight
 
 from .integer import Geometry
@@ -92,3 +93,9 @@ def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
 def along_channels(constants: Tensor, x: Tensor) -> Tensor:
     """Return constants [..., C] or [] with an axis of 1 for each axis of places of x [N, C, ...]."""
     return constants.view(*constants.shape, *[1] * (x.dim() - 2))
+
+
+def pads_zeros(node: fx.Node, piece: Piece) -> bool:
+    """Return whether a padding puts zeros on spikes, in a fixed number: not where average pooling has added them up."""
+    return (piece.total == 1 and argument(node, 2, "mode", "constant") == "constant" and not argument(node, 3, "value")
+            and all(isinstance(value, int) for value in argument(node, 1, "pad")))

@@ -7,86 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from models import INPUT, Network, Part, moving, tree
-from quant import packaged
 
 from ..functional import RETRACTION
 from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt
-from .fused import fire, fire_steps, neuron_constants
-from .integer import FloatConv, IntegerConv
+from .fused import FusedNeuron, fire, neuron_constants
+from .integer import Convolution
 from .terms import Affine, along_channels
-
-Convolution = type[FloatConv] | type[IntegerConv]
-BLOCK = 2 * 2**20  # bytes of currents in float64 that a cache of a core holds
-
-
-class FusedNeuron(nn.Module):
-    """A neuron on accumulators, whose spikes have the form that the next convolution takes.
-
-    Args:
-        constants: see `fire`.
-        currents: see `fire_steps`; None if all time steps share scale and bias.
-    """
-
-    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool, currents: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("constants", constants)
-        self.register_buffer("currents", currents)
-        self.time_steps, self.signed, self.delay, self.encodes = neuron.time_steps, neuron.kind.signed, neuron.delay, neuron.encodes
-        self.register_buffer("threshold", neuron.threshold.detach().double().clone())  # not a number, for which a GPU would wait
-        self.zero, self.dtype = convolution.zero, convolution.dtype
-        self.fused, self.start = fused, neuron.start
-
-    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
-        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
-        def rows(x: Tensor) -> Tensor:  # [T, B·..., C]
-            return x.expand_as(accumulator).movedim(1, -1).reshape(1 if self.encodes else self.time_steps, -1, accumulator.shape[1])
-
-        _, channels, *places = accumulator.shape
-        spikes = self._fire(rows(accumulator), None if second is None else rows(second), *map(rows, others))
-        return spikes.view(-1, *places, channels).movedim(-1, 1)
-
-    def behind(self, weight: Tensor, x: Tensor) -> Tensor:
-        """Return `forward` of the currents `weight` · x, a 1x1 convolution in float64 of x [T·B, C, ...].
-
-        Some places at a time, so that a cache holds their currents: written to memory and read again, they would take longer
-        than the product.
-        """
-        _, channels, *places = x.shape
-        rows = x.unflatten(0, (self.time_steps, -1)).movedim(2, -1).reshape(self.time_steps, -1, channels)
-        parts = -(-8 * self.time_steps * rows.shape[1] * len(weight) // BLOCK)
-        spikes = []
-        for part in rows.tensor_split(parts, 1):
-            current = x.new_empty(self.time_steps, part.shape[1], len(weight))
-            for step, one in zip(current, part, strict=True):
-                torch.mm(one, weight.T, out=step)
-            spikes.append(self._fire(current))
-        return torch.cat(spikes, 1).view(-1, *places, len(weight)).movedim(-1, 1)
-
-    def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
-        function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
-        return (packaged(function) if self.fused else function)(
-            accumulator, second, *constants, self.time_steps, self.signed, self.delay, self.zero, self.dtype, self.start, *others)
-
-    def decode(self, spikes: Tensor) -> Tensor:
-        """Map the output of `forward` to s·θ, the output of an `IFNeuron`."""
-        return (spikes.float() - self.zero) * self.threshold
-
-    def rate(self, spikes: Tensor) -> Tensor:
-        """Map the output of `forward` to the mean output θ · firing rate [B, C, H, W]."""
-        if not spikes.is_floating_point() and (1 + self.zero) * self.time_steps > torch.iinfo(spikes.dtype).max:
-            spikes = spikes.short()
-        total, *rest = spikes.unflatten(0, (self.time_steps, -1))
-        for later in rest:
-            total = total + later
-        return (total.float() - self.zero * self.time_steps) * (self.threshold / self.time_steps)
-
-    def rates(self, spikes: Tensor) -> Tensor:
-        """Return `rate` over the first T' = 1..T steps, [T, B, ...]; the last one is that of all steps, bit for bit."""
-        counts = spikes.unflatten(0, (self.time_steps, -1)).cumsum(0, dtype=torch.float32)  # of integers: exact
-        steps = torch.arange(1, self.time_steps + 1, dtype=torch.float64, device=spikes.device)
-        steps = steps.view(-1, *[1] * (counts.dim() - 1))
-        return (counts - (self.zero * steps).float()) * (self.threshold / steps).float()
 
 
 class PlainNeuron(FusedNeuron):

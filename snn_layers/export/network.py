@@ -10,11 +10,11 @@ from models import INPUT, Network, live
 
 from ..convert import to_spiking
 from ..deployment.deploy import Deployed
-from ..deployment.fused import fire, fire_steps
+from ..deployment.fused import FusedNeuron, fire, fire_steps
 from ..deployment.integer import EXACT, Geometry
 from ..deployment.normal_form import normal_form
 from ..deployment.terms import along_channels
-from ..deployment.units import ExactUnit, FusedNeuron
+from ..deployment.units import ExactUnit
 from ..neuron import NEURONS
 from ..step_norm import refuse_steps
 
