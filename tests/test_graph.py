@@ -312,7 +312,7 @@ class Odd(nn.Module):
     (nn.PReLU(), "middle: PReLU is an activation, but no ReLU"), (nn.SiLU(), "SiLU"), (nn.GELU(), "GELU"),
     (nn.LeakyReLU(), "LeakyReLU"), (nn.Softmax(1), "Softmax is not affine"), (nn.GroupNorm(2, 4), "normalises by what it reads"),
     (nn.BatchNorm2d(4, track_running_stats=False), "normalises by what it reads"),
-    (lambda x: x * x.mean((2, 3), keepdim=True), "mul of two activations"),
+    (lambda x: x * x.mean((2, 3), keepdim=True), "mul of two activations"), (lambda x: x * x, "mul of two activations"),
     (lambda x: x.sigmoid(), "sigmoid"), (lambda x: x / x.mean((2, 3), keepdim=True), "truediv"), (torch.abs, "abs"),
     (lambda x: x - x.mean(), "mean works along axis 0"), (lambda x: x.transpose(0, 1), "transpose works along axis 0"),
     (lambda x: F.dropout(x, 0.5), "dropout that is always on"), (lambda x: F.instance_norm(x), "instance_norm")])

@@ -44,13 +44,20 @@ def objection(node: fx.Node, root: nn.Module, spikes: Callable[[fx.Node], bool])
         return _layer_objection(module, node, spikes)
     if node.op == "call_method" or node.op == "call_function":
         plain = name.strip("_").removeprefix("r") if name.startswith("__") else name
-        inputs = [source for source in node.all_input_nodes if spikes(source)]
+        inputs = [source for source in every_argument(node) if spikes(source)]
         if plain in PRODUCTS:
             return _product_objection(node, plain, inputs)
         if plain in FUNCTIONS:
             return _axis_objection(node, plain)
     what = "a sigmoid or softmax gate" if name in ("sigmoid", "softmax", "hardsigmoid") else f"{name}"
     return f"{what} is not affine in spikes: leave it out, replace it by a ReLU, or put it after the last one"
+
+
+def every_argument(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that a call reads, in order, as often as it reads them: x · x is a product of two."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def _layer_objection(module: nn.Module, node: fx.Node, spikes: Callable[[fx.Node], bool]) -> str | None:
