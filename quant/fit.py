@@ -16,7 +16,7 @@ from .levels import FLOAT_BITS
 
 CANDIDATES = 48
 STEPS, BATCH, RATE = 48, 128, 0.01  # of `learn_`: steps, images of a step, learning rate at the start
-SMALLEST = 1e-3  # threshold that it may come to
+SMALLEST = 1e-3  # smallest threshold
 SAMPLES = 2**17
 
 
@@ -106,7 +106,7 @@ def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:
 
 @torch.no_grad()
 def outputs(network: Network, images: Tensor) -> list[Tensor]:
-    """Return what a network puts out in eval mode, each output [N, ...]."""
+    """Return the outputs of a network in eval mode, each [N, ...]."""
     was_training = network.training
     network.eval()
     found = [tree_leaves(network(part)) for part in images.split(BATCH)]
@@ -116,7 +116,7 @@ def outputs(network: Network, images: Tensor) -> list[Tensor]:
 
 @torch.enable_grad()
 def learn_(network: Network, images: Tensor, targets: list[Tensor]) -> Network:
-    """Let thresholds, biases and the scales of batch normalisations learn what the float network puts out, in place.
+    """Let thresholds, biases and BN scales learn the outputs of the float network, in place.
 
     `fit_` chooses each threshold for its own inputs; here all of them learn together, by some steps of Adam on the mean squared
     error of the outputs, with a rate that falls to 0 as a cosine. There are no labels, and weights stay as they are.

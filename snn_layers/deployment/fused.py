@@ -131,11 +131,11 @@ class FusedNeuron(nn.Module):
         spikes = self._fire(rows(accumulator), None if second is None else rows(second), *map(rows, others))
         return spikes.view(-1, *places, channels).movedim(-1, 1)
 
-    def behind(self, weight: Tensor, x: Tensor) -> Tensor:
-        """Return `forward` of the currents `weight` · x, a 1x1 convolution in float64 of x [T·B, C, ...].
+    def after(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Return `forward` for the currents `weight` · x, a 1x1 convolution in float64 of x [T·B, C, ...].
 
-        Some places at a time, so that a cache holds their currents: written to memory and read again, they would take longer
-        than the product.
+        It takes some places at a time, so that a cache holds their currents: to write them to memory and read them again would
+        take longer than the product.
         """
         _, channels, *places = x.shape
         rows = x.unflatten(0, (self.time_steps, -1)).movedim(2, -1).reshape(self.time_steps, -1, channels)

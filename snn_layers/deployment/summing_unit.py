@@ -46,7 +46,7 @@ class SummingUnit(nn.Module):
         if current.weight is None or isinstance(self.neuron, PlainNeuron):
             spikes = self.neuron(current(self.root, steps, values), None)
         else:
-            spikes = self.neuron.behind(current.weight, current.moved(0, self.root, steps, values))
+            spikes = self.neuron.after(current.weight, current.moved(0, self.root, steps, values))
         return spikes, *(values[name] for name in self.unit.shared)
 
 
@@ -61,7 +61,7 @@ class _Sum(nn.Module):
 
     def __init__(self, snn: Network, affine: Affine, thetas: dict[str, Tensor], convolution: Convolution):
         super().__init__()
-        # What is no 1x1 convolution of a value comes first, since the bias is added to it without a pass of its own.
+        # A term that is not a 1x1 convolution of a value comes first, since the bias joins it without a pass of its own.
         terms = sorted(affine.terms, key=lambda term: term.weight is not None and term.piece.source not in thetas)
         self.pieces, self.zero, self.thetas = [term.piece for term in terms], convolution.zero, thetas
         self.moves = [moving(snn.graph.flow, piece.chain, dict(piece.windows), self.zero * (piece.source in thetas))
@@ -97,7 +97,7 @@ class _Sum(nn.Module):
         return total
 
     def moved(self, index: int, root: nn.Module, steps: int, values: dict[str, Tensor]) -> Tensor:
-        """Return what a term convolves."""
+        """Return the values that a term convolves."""
         return self.moves[index](root, steps, values[self.pieces[index].source])
 
 
