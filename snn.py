@@ -33,8 +33,8 @@ def parse(argv: list[str] | None) -> Settings:
                         help=f"use the test set (default: {CHECK_IMAGES} training images)")
     cli.add_export_flag(parser)
     parser.add_argument("--fit", type=cli.count(1, "number of images"), metavar="N",
-                        help="quantize the float network of --init to --bit first, without training: thresholds, clips and BN are "
-                             "fitted on N training images, 512 are enough; the result is saved as the best of --arch and --bit")
+                        help="first quantize the float network of --init to --bit, without labels: clips, thresholds, biases, BN "
+                             "are fitted on N training images, 512 are enough; the result is saved as the best of --arch and --bit")
     parser.add_argument("--weight-bit", type=cli.bits,
                         help="--fit: bits of the hidden weights; 32: all weights float (default: that of the recipe)")
     parser.add_argument("--overwrite", action="store_true", help="--fit: replace the network that is there")
