@@ -2,7 +2,7 @@ r"""Convert a quantized network to a spiking one with T = 2^b - 1 steps and eval
 
     python snn.py --arch alex --bit 3 -id 2 -e -u --init result/alex_3bit/model_best.pth.tar
     python snn.py --arch resnet20 --bit 3 -e --init result/resnet20_3bit_ft/model_best.pth.tar
-    python snn.py --arch resnet20 --bit 2 --delay 1
+    python snn.py --arch resnet20 --bit 2 --delay 1 --no-statistics
     python snn.py --arch mine.py:network --init float.pth --bit 4 --fit 512 --calibrate 512 -e
     python -m torch.distributed.launch --nproc_per_node=4 snn.py -a alexnet -b 256 -e -u --bit 3 \
         --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu /data/imagenet2012
@@ -31,6 +31,8 @@ def parse(argv: list[str] | None) -> Settings:
     parser = cli.new_conversion_parser(__doc__)
     parser.add_argument("-e", "--evaluate", action="store_true",
                         help=f"use the test set (default: {CHECK_IMAGES} training images)")
+    parser.add_argument("--no-statistics", action="store_false", dest="statistics",
+                        help="accuracies only, without the table of the layers")
     cli.add_export_flag(parser)
     parser.add_argument("--fit", type=cli.count(1, "number of images"), metavar="N",
                         help="first quantize the float network of --init to --bit, without labels: clips, thresholds, biases, BN "
@@ -65,7 +67,8 @@ def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
     if "after" in (result["finetune"] or {}):
         line = "tuned: {before:.2f} -> {after:.2f} % on the test set, {neuron}, delay {delay}; ANN before it {ann:.2f} %"
         print(line.format(**result["finetune"]))
-    print(layer_table(result["layers"]))
+    if "layers" in result:
+        print(layer_table(result["layers"]))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -80,9 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         snn = loading.spiking(settings.spiking, start)
         seconds = loading.calibrate(calibrate, snn, ann, data.batches(train=True, augment=True)) if calibrate else 0.0
         batches = data.batches(train=not run.evaluate, limit=None if run.evaluate else CHECK_IMAGES)
-        network = loading.fast(snn, batches, settings)
+        network, ann = loading.fast_pair(snn, ann, batches, settings)
         with script.profiled(run):
-            result = compare(ann, network, batches, run.amp, run.limit)
+            result = compare(ann, network, batches, run.amp, run.limit, settings.spiking.statistics)
         result |= {"latency": latency(snn), "seconds": seconds, "finetune": finetune}
         report(settings, snn, result)
         if run.export:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 from .compiled import OPTIONS, compiled
 
+# What calls the loops, once, takes longer to compile than they do.
+QUICK = MappingProxyType({"aot_inductor.compile_wrapper_opt_level": "O0"})
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -95,11 +98,23 @@ def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[
             return None
         if private(path):
             with suppress(RuntimeError):  # damaged: it is built again
-                return torch._inductor.aoti_load_package(str(path))
+                return load(path)
         build(function, args, path)
-        return torch._inductor.aoti_load_package(str(path))
+        return load(path)
     except Exception:  # the compiler's errors have no common class; `compiled` says what is wrong
         return None
+
+
+def load(path: Path) -> Callable[..., Tensor]:
+    """Return the function in a package.
+
+    Like torch._inductor.aoti_load_package, which first imports the compiler: that takes longer than all else in a new process.
+
+    Raises:
+        RuntimeError: the file is damaged.
+    """
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    return lambda *tensors: loader.run(list(tensors))[0]
 
 
 def package_path(function: Callable[..., Tensor], key: str) -> Path | None:
@@ -146,6 +161,6 @@ def build(function: Callable[..., Tensor], args: tuple, path: Path) -> None:
         sizes = tuple({axis: free if axis and size > 1 else fixed for axis, size in enumerate(tensor.shape)} for tensor in tensors)
         exported = torch.export.export(Body(function, args), tensors, dynamic_shapes={"tensors": sizes})
         part = Path(place) / "function.pt2"
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs=dict(OPTIONS))
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs={**OPTIONS, **QUICK})
         part.chmod(0o600)
         part.replace(path)

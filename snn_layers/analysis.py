@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import Network
+from quant import packaged
 
 from .deployment.deploy import Deployed
 from .neuron import IFNeuron
@@ -31,19 +32,44 @@ class LayerStatistics:
     error: float
 
 
-class LayerMonitor:
-    """Collects the statistics of every unit while an ANN and then its SNN, deployed or not, run on the same images."""
+def tally(spikes: Tensor, values: Tensor, units: Tensor, zero: int, ann_zero: int) -> Tensor:
+    """Return [Σ|s|, Σ(s < 0), Σ|n · unit - value · ann_unit|] float32 for what deployed networks store: n is Σ_t s.
 
-    def __init__(self, ann: Network, snn: Network | Deployed):
-        self.time_steps = snn.time_steps
+    All is float32, in which these sums of integers are exact: a compiler then computes many at a time.
+
+    Args:
+        spikes: s + zero, [T, N, C].
+        values: those of the ANN + ann_zero, [1, N, C].
+        units: of n and of the ANN's values, [2] float32.
+    """
+    count, absolute = torch.zeros_like(spikes[0], dtype=torch.float32), torch.zeros_like(spikes[0], dtype=torch.float32)
+    for step in spikes:
+        fired = step.to(torch.float32) - zero
+        count, absolute = count + fired, absolute + fired * fired
+    error = (count * units[0] - (values[0].to(torch.float32) - ann_zero) * units[1]).abs()
+    return torch.stack([absolute.sum(), (absolute - count).sum() / 2, error.sum()])
+
+
+class LayerMonitor:
+    """Collects the statistics of every unit while an ANN and its SNN run on the same images, the ANN first.
+
+    Where both are deployed, `tally` reads what they put out once.
+    """
+
+    def __init__(self, ann: Network | Deployed, snn: Network | Deployed):
+        self.time_steps, self.deployed = snn.time_steps, isinstance(snn, Deployed)
+        self.zero = snn.zero if self.deployed else 0  # a deployed network puts out s + zero, another one s·θ
+        self.ann_zero = ann.zero if isinstance(ann, Deployed) else None
         self.activations: dict[str, Tensor] = {}
         self.thresholds = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
-        self.zero = snn.zero if isinstance(snn, Deployed) else None  # a deployed network outputs s + zero, another one s·θ
         self.sums = {name: theta.new_zeros(4) for name, theta in self.thresholds.items()}
+        steps = {name: theta / self.time_steps for name, theta in self.thresholds.items()}
+        self.units = {name: torch.stack((steps[name], neuron.threshold.detach().double())).float() for name, neuron in ann.units()}
         self.stack = ExitStack()
         for network, record in ((ann, self._record_ann), (snn, self._record_snn)):
             for name, neuron in network.units():
-                hook = neuron.register_forward_hook(lambda _, __, output, name=name, record=record: record(name, output))
+                hook = neuron.register_forward_hook(
+                    lambda neuron, _, output, name=name, record=record: record(name, neuron, output))
                 self.stack.callback(hook.remove)
 
     def __enter__(self) -> "LayerMonitor":
@@ -52,24 +78,33 @@ class LayerMonitor:
     def __exit__(self, *error: object) -> None:
         self.stack.close()
 
-    def _record_ann(self, name: str, output: Tensor) -> None:
+    def _record_ann(self, name: str, neuron: nn.Module, output: Tensor) -> None:
         self.activations[name] = output
 
-    def _record_snn(self, name: str, output: Tensor) -> None:
-        threshold = self.thresholds[name]
-        unit, zero = (threshold, 0) if self.zero is None else (1, self.zero)
+    def _record_snn(self, name: str, neuron: nn.Module, output: Tensor) -> None:
+        # A deployed network may take the ANN's batch in several parts.
+        activation, self.activations[name] = self.activations[name].tensor_split([len(output) // self.time_steps])
+        if self.deployed and self.ann_zero is not None:
+            spikes, values = (x.movedim(1, -1).reshape(steps, -1, x.shape[1])  # [T, B·..., C]
+                              for x, steps in ((output, self.time_steps), (activation, 1)))
+            call = packaged(tally) if neuron.fused else tally
+            absolute, negative, error = call(spikes, values, self.units[name], self.zero, self.ann_zero)
+        else:
+            absolute, negative, error = self._differences(self.thresholds[name], output, activation)
+        self.sums[name][:3] += torch.stack([absolute, negative, error * self.time_steps])
+        self.sums[name][3] += output.numel()
+
+    def _differences(self, threshold: Tensor, output: Tensor, activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `tally` does for an ANN that is not deployed."""
+        unit = 1 if self.deployed else threshold
         values = output.float().unflatten(0, (self.time_steps, -1))
         totals = values.sum(0)
         total = totals.sum()
         # As s is -1, 0 or 1, Σ|s| = Σs²: one pass, where comparisons and absolute values take several.
-        absolute = (values.square().sum() - 2 * zero * total + zero**2 * values.numel()) / unit**2
-        signed = total / unit - zero * values.numel()
-        # A deployed network may take the ANN's batch in several parts.
-        activation, self.activations[name] = self.activations[name].tensor_split([len(totals)])
-        mean = (totals - zero * self.time_steps) * (threshold / unit / self.time_steps)
-        error = (mean - activation).abs().sum() * self.time_steps
-        self.sums[name][:3] += torch.stack([absolute, (absolute - signed) / 2, error])
-        self.sums[name][3] += values.numel()
+        absolute = (values.square().sum() - 2 * self.zero * total + self.zero**2 * values.numel()) / unit**2
+        signed = total / unit - self.zero * values.numel()
+        mean = (totals - self.zero * self.time_steps) * (threshold / unit / self.time_steps)
+        return absolute, (absolute - signed) / 2, (mean - activation).abs().sum()
 
     def statistics(self) -> list[LayerStatistics]:
         """Return the statistics of the layers in forward order, over all images so far, of all processes."""

@@ -6,7 +6,7 @@ from models import Network
 from quant import FLOAT_BITS, check_values, time_steps
 
 from .functional import HALF
-from .neuron import NEURONS, IFNeuron, Neuron
+from .neuron import NEURONS, IFNeuron, Neuron, levels
 from .step_norm import StepNorm, norm_steps
 
 
@@ -56,6 +56,22 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
         if isinstance(module, StepNorm):
             module.time_steps = steps
     return spiking.eval()
+
+
+def to_levels(network: Network) -> Network:
+    """Return a quantized network as one whose neurons run a single step, in which they fire 0 to T spikes at θ/T.
+
+    Raises:
+        ValueError: a float or spiking network.
+    """
+    if network.bit == FLOAT_BITS or network.neuron is not None:
+        raise ValueError("a quantized network is needed, neither a float nor a spiking one")
+    one = network.copy(buffers=True, neuron="levels", delay=0, time_steps=1, start=HALF)
+    for unit in one.graph.units:
+        relu = one.layer(unit.activation)
+        step = nn.Parameter(relu.threshold.detach().double() / relu.time_steps, requires_grad=False)
+        one.set_layer(unit.activation, IFNeuron(step, 1, levels(relu.time_steps), encodes=unit.encodes, bias=relu.bias))
+    return one.eval()
 
 
 def own_parameters_(network: Network) -> None:

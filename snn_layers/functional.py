@@ -1,10 +1,18 @@
-"""The integrate-and-fire equation."""
+"""The integrate-and-fire equation, and what it comes to in a single step."""
 
 import torch
 from torch import Tensor
 
 HALF = 0.5  # membrane at the start, in thresholds: spikes then count as rounding does
 RETRACTION = -1e-3  # membrane at or below which a signed neuron takes a spike back
+
+
+def rounded(current: Tensor, threshold: Tensor, most: int) -> Tensor:
+    """Return how many spikes, 0 to `most`, a neuron fires that sees all of its current in one step.
+
+    n = clip(round(I/θ), 0, most), half to even: with θ/T for θ it is a quantized ReLU.
+    """
+    return (current / threshold).round().clamp(0, most)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quant import QuantReLU, shifted
 
-from .functional import HALF, integrate_and_fire
+from .functional import HALF, integrate_and_fire, rounded
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,25 @@ class Neuron:
         equation: maps (current [T, B, ...], threshold θ, delay=steps, start=in θ) to the spike train [T, B, ...] of -1, 0 and 1.
             If it also takes `membranes`, a list, it appends the membrane [B, ...] before the first step and after each step.
         signed: which form of the fused pass of a deployed network fires the same; None: none does, and the equation runs.
+        most: spikes that it fires in a step; more than one: see `levels`.
     """
 
     name: str
     equation: Callable[..., Tensor]
     signed: bool | None = None
+    most: int = 1
 
 
 NEURONS = MappingProxyType({name: Neuron(name, partial(integrate_and_fire, signed=signed), signed)
                             for name, signed in (("signed", True), ("unsigned", False))})
+
+
+def levels(most: int) -> Neuron:
+    """Return the neuron that fires up to so many spikes in the one step that it runs: a quantized ReLU."""
+    def equation(current: Tensor, threshold: Tensor, delay: int = 0, start: float = HALF) -> Tensor:
+        return rounded(current, threshold, most)
+
+    return Neuron("levels", equation, most=most)
 
 
 class IFNeuron(nn.Module):

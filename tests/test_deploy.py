@@ -11,10 +11,11 @@ from torch import nn
 
 import models
 from models import INPUT, Unit
-from quant import APoTWeight, QuantConv2d, fit_, packaged, quantize_
+from quant import APoTWeight, QuantConv2d, fit_, packaged, quantize_, requantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
 from snn_layers.deployment.fused import fire, neuron_constants
+from snn_layers.deployment.units import share_current_
 from utils.checkpoints.checkpoint import load_network
 from utils.data.cifar import TensorLoader, load_images
 
@@ -71,7 +72,7 @@ def test_linear_units_and_vanishing_and_negative_scales():
         unit.bn.weight[:6] = torch.tensor([0.0, -0.5, -1.0, -2.0, 0.0, 1.0])
         unit.bn.bias.add_(0.3)
     for integer in (False, True):
-        assert differing_spikes(to_spiking(network), NOISE, integer=integer) == 0
+        assert differing_spikes(to_spiking(network), NOISE[:2], integer=integer) == 0
 
 
 @torch.no_grad()
@@ -144,8 +145,42 @@ def test_float_hidden_weights_have_a_float_path_only():
     torch.testing.assert_close(deploy(snn, compile=False)(NOISE), snn(NOISE), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="integer path needs hidden weights of 2 to 6 APoT bits"):
         deploy(snn, integer=True)
-    with pytest.raises(ValueError, match="does not spike"):
-        deploy(network)
+    with pytest.raises(ValueError, match="a float network has no spikes"):
+        deploy(models.build("resnet20"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bit", "integer"), [(2, True), (4, None), (3, False), (8, None)])
+def test_a_quantized_network_is_one_of_a_single_step_with_the_activations_of_a_float64_run(small, bit, integer):
+    images, found = NOISE[..., :12, :13], {}
+    ann = fit_(requantize_(small, bit, min(bit, 5)), images).eval()
+    networks = deploy(ann, integer, compile=False), copy.deepcopy(ann).double()
+    for index, network in enumerate(networks):
+        for name, neuron in network.units():
+            neuron.register_forward_hook(
+                lambda neuron, _, y, key=(index, name): found.update({key: y if key[0] else neuron.decode(y)}))
+    torch.testing.assert_close(networks[0](images), networks[1](images.double()).float(), rtol=1e-4, atol=1e-5)
+    for name, relu in networks[1].units():
+        levels = [(found[index, name] / relu.threshold * relu.time_steps).round() for index in (0, 1)]
+        assert torch.equal(*levels)
+        assert levels[0].max() > 1
+
+
+@torch.no_grad()
+def test_an_ann_and_its_snn_compute_the_first_current_once(small, operators):
+    snn, images = to_spiking(small), [NOISE[..., :12, :13], NOISE[..., 5:, 5:]]
+    expected = [(deploy(small, compile=False)(x), deploy(snn, compile=False)(x)) for x in images]
+    pair = deploy(small, chunk=5, compile=False), deploy(snn, chunk=5, compile=False)
+    share_current_(pair[0].body[0], pair[1].body[0])
+    with operators() as counted:
+        found = [tuple(network(x) for network in pair) for x in images]
+    assert counted.calls.count("conv2d") == len(images)  # the others are of bytes
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    snn.body[0].bn.bias += 0.1
+    other = deploy(snn, compile=False)
+    share_current_(pair[0].body[0], other.body[0])  # another function of the images
+    assert torch.equal(other(images[0]), deploy(snn, compile=False)(images[0]))
 
 
 @settings(deadline=None, max_examples=40)
@@ -226,15 +261,16 @@ def test_a_deployed_network_is_a_snapshot(quantized):
 def test_layer_statistics_of_a_deployed_network(quantized):
     rows = []
     snn = to_spiking(quantized)
-    for network in (snn, deploy(snn, True, chunk=2, compile=False)):
-        with LayerMonitor(quantized, network) as monitor:
-            quantized(NOISE)
+    fast, ann = deploy(snn, True, chunk=2, compile=False), deploy(quantized, compile=False)
+    for first, network in ((quantized, snn), (quantized, fast), (ann, fast), (ann, deploy(snn, False, chunk=3, compile=False))):
+        with LayerMonitor(first, network) as monitor:
+            first(NOISE)
             network(NOISE)
         rows.append(monitor.statistics())
-    for plain, deployed in zip(*rows, strict=True):
-        assert plain.name == deployed.name
+    for plain, *others in zip(*rows, strict=True):
+        assert {row.name for row in others} == {plain.name}
         for value in ("threshold", "firing_rate", "negative_share", "error"):
-            assert getattr(plain, value) == pytest.approx(getattr(deployed, value), rel=2e-3, abs=1e-5)
+            assert [getattr(row, value) for row in others] == pytest.approx([getattr(plain, value)] * 3, rel=2e-3, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -131,6 +131,9 @@ def test_deployed_fires_the_spikes_of_float64_and_counts_stay_within_0_and_t(net
         assert counts.min() >= 0
         assert counts.max() <= steps
         assert train.min() >= (-1 if neuron == "signed" else 0)
+    level = deploy(copy.deepcopy(ann).float(), integer, compile=False)
+    for got, wanted in zip(tree_leaves(level(x)), tree_leaves(copy.deepcopy(ann).float().double()(x.double())), strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 @examples

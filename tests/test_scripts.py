@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,30 @@ import torch
 import main
 import snn
 import snn_ft
+from snn_layers import deploy
 from utils.checkpoints.checkpoint import load_network, read_checkpoint
 from utils.checkpoints.importer import apot_layout, published_names
+from utils.config import RunSettings
 from utils.data import splits
+from utils.data.cifar import load_images
 from utils.errors import UserError
+from utils.training import loading
 
-SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "32"]
+SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "16"]
+TEST_IMAGES = 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Let the scripts see a third of the digits to train on, and a quarter of those to test on."""
+    def some(*args: object) -> object:
+        images = load_images(*args)
+        every = 3 if args[2] else 4
+        return replace(images, images=images.images[::every], labels=images.labels[::every])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "load_images", some)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +45,12 @@ def result(tmp_path_factory):
     main.main([*flags, "--bit", "32", "--lr", "0.05"])
     main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / "resnet20_32bit" / "model_best.pth.tar")])
     return root
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Make a smoke test one of two batches."""
+    monkeypatch.setattr(RunSettings, "limit", property(lambda run: 2 if run.test else None))
 
 
 def flags(result, bit=2):
@@ -47,8 +72,8 @@ def test_a_run_leaves_its_checkpoints_arguments_and_log(result):
 
 def test_the_float_network_learns_digits(result, capsys):
     scores = main.main([*flags(result, 32), "-e"])["scores"]
-    assert scores.count == 360
-    assert scores.top1 > 50
+    assert scores.count == TEST_IMAGES
+    assert scores.top1 > 30
     assert f"top-1 {scores.top1:.2f} %" in capsys.readouterr().out
 
 
@@ -90,6 +115,22 @@ def test_evaluation_prints_both_networks_and_the_table(result, capsys):
     assert len(re.findall(r"^body\.\S+ +\d", printed, re.MULTILINE)) == 19
 
 
+def test_accuracies_are_the_same_without_statistics_and_with_both_networks_deployed(result, capsys, monkeypatch):
+    expected = snn.main([*flags(result), "-e"])
+    table = capsys.readouterr().out
+    monkeypatch.setattr(loading, "deploy", lambda network, compile=False: deploy(network, compile=False))
+    monkeypatch.setattr(loading, "COMPILED_FROM", 1)
+    found = snn.main([*flags(result), "-e"])
+    assert "layer " in table
+    assert capsys.readouterr().out == table
+    assert found["layers"] != expected["layers"]  # sums of integers beside sums of floats
+    short = snn.main([*flags(result), "-e", "--no-statistics"])
+    assert "layers" not in short
+    assert table.startswith(capsys.readouterr().out)
+    assert found["ann"].top1 == short["ann"].top1 == expected["ann"].top1
+    assert found["readout"] == short["readout"] == expected["readout"]
+
+
 def test_full_delay_scores_what_the_ann_scores(result):
     outcome = snn.main([*flags(result), "-e", "-u", "--delay", "3"])
     assert outcome["snn"].top1 == outcome["ann"].top1
@@ -100,12 +141,12 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
     read = []
     load = splits.load_images
     monkeypatch.setattr(splits, "load_images", lambda *args: read.append(args[2]) or load(*args))
-    assert snn.main([*flags(result), "-t"])["snn"].count == 320
+    assert snn.main([*flags(result), "-t"])["snn"].count == 160
     assert read == [True]
 
 
 def test_tuning_saves_a_network_that_snn_loads(result, capsys):
-    tune = [*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "64", "--calib", "96"]
+    tune = [*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "16", "--calib", "32"]
     tuned = snn_ft.main(tune)
     path = result / "resnet20_2bit_ft"
     assert tuned["directory"] == path
@@ -128,13 +169,13 @@ def test_tuning_saves_a_network_that_snn_loads(result, capsys):
         snn_ft.main([*tune, *alone, "--overwrite"])  # from which it would learn, and call them the ANN
 
 
-def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys):
+def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys, short):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", *init, "--cache", "0", "-t", "-b", "2"])
     assert "going --online" in capsys.readouterr().out
 
 
-def test_prof_prints_operators(result, capsys):
+def test_prof_prints_operators(result, capsys, short):
     snn.main([*flags(result), "-e", "--prof", "-b", "4"])
     assert "aten::" in capsys.readouterr().out
 
@@ -149,7 +190,7 @@ snn_ft.py --arch alex --bit 3 -id 2  -n 8 --init result/alex_3bit/model_best.pth
 """
 
 
-def test_published_command_lines_run_as_they_stand(tmp_path, capsys):
+def test_published_command_lines_run_as_they_stand(tmp_path, capsys, short):
     """As published, in order, with -t (a smoke test, which writes to directories of its own), small batches and digits."""
     for line in PUBLISHED.strip().splitlines():
         name, *arguments = line.replace("result/", f"{tmp_path}/").replace("bit/", "bit_test/").split()
@@ -190,7 +231,7 @@ def test_cifar100_from_the_official_files(tmp_path):
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
 def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
     init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
-    run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "64",
+    run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "32",
            *init, *teacher]
     tuned = snn_ft.main(run)
     assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_unsigned"

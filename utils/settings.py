@@ -75,6 +75,7 @@ class SpikeSettings:
         calibrate: training images on which the biases are shifted first.
         fit, weight_bit: a float network is quantized first: training images on which it is fitted, and bits of its weights.
         reference: run the plain spiking layers instead of their deployment.
+        statistics: count what each layer fires.
     """
 
     neuron: str = "signed"
@@ -85,6 +86,7 @@ class SpikeSettings:
     fit: int | None = None
     weight_bit: int | None = None
     reference: bool = False
+    statistics: bool = True
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Self:

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from models import INPUT, WEIGHTED, Network, Part, Values, live
-from quant import APoTWeight
+from quant import FLOAT_BITS, APoTWeight
 
+from ..convert import to_levels
 from .excerpt import Excerpt
 from .integer import LARGEST, FloatConv, IntegerConv
 from .normal_form import normal_form, sums
 from .summing_unit import SummingUnit
+from .terms import MOST
 from .units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 
 WORKING_SET = 20 * 2**20  # bytes of the first (widest) layer's currents and spikes that a CPU's caches hold
@@ -50,8 +52,11 @@ class Deployed(nn.Module):
         of its spikes and of the values `unit.shared`, and has a `FusedNeuron` as `neuron`. For units in normal form
         `convolution` says how spikes are stored (`zero`, `dtype`) and is called with numerators and `Geometry`.
         """
+        largest = snn.activation(unit.name).kind.most + self.zero
         form = normal_form(snn, unit, self.channels)
+        form = form if form and form.fits(largest) else None
         found = sums(snn, unit, self.channels) if form is None and self.summing else None
+        found = found if found and all(affine.fits(largest) for _, affine in found) else None
         if found is not None:
             self.body[self.index[unit.name]] = SummingUnit(snn, unit, found, self.thetas, self.convolution, self.fused)
         elif form is None or not fuses(snn.activation(unit.name)):
@@ -129,7 +134,8 @@ class Deployed(nn.Module):
         if not images.is_floating_point() or len(images) == 0 or images.dim() != (self.dimensions or images.dim()):
             raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
                              "[B, 3, H, W] are needed")
-        return images.split(self.chunk or self.fitting_chunk(images))
+        chunk = self.chunk or self.fitting_chunk(images)
+        return images.split(chunk) if len(images) > chunk else (images,)
 
     def fitting_chunk(self, images: Tensor) -> int:
         """Return how many images go through the network at a time.
@@ -189,18 +195,21 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     recipes) the accumulators are rounded too.
 
     Args:
-        snn: a spiking network.
+        snn: a spiking network; or a quantized one, which is one of a single step: its values are those of a float64 run too.
         integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: if the weights allow it.
         chunk: images at a time; by default as many as fit into a CPU's caches, or a quarter of a GPU's free memory.
         compile: compile the neuron; without a compiler it is only slower.
 
     Raises:
-        ValueError: a network that does not spike, or, with `integer`, hidden weights that are not small integers.
+        ValueError: a float network, or, with `integer`, hidden weights that are not small integers.
     """
+    if snn.neuron is None and snn.bit == FLOAT_BITS:
+        raise ValueError("a float network has no spikes and no levels: deploy takes what to_spiking returns, or quantize_")
     if snn.neuron is None:
-        raise ValueError("the network does not spike: deploy takes what to_spiking returns")
+        snn = to_levels(snn)
     if integer is None:
-        integer = all(fits_bytes(snn.layer(path)) for path, region in snn.graph.regions.items() if region == "spiking")
+        few = all(neuron.kind.most < 2 * MOST for _, neuron in snn.units())
+        integer = few and all(fits_bytes(snn.layer(path)) for path, region in snn.graph.regions.items() if region == "spiking")
     on_cpu = next(snn.parameters()).device.type == "cpu"
     return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compile)
 

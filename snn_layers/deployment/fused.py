@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from quant import packaged
 
-from ..functional import HALF, RETRACTION
+from ..functional import HALF, RETRACTION, rounded
 from ..neuron import IFNeuron
 from .integer import Convolution
 
@@ -98,11 +98,24 @@ def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, con
         currents: scale, bias and the factors of `second` and of each other, [3 + others, T, C] float64.
         constants: as in `fire`, [4, 2, C] float64, with bias and factor 0, in the unit of θ.
     """
+    current = current_of(accumulator, second, currents, *others)
+    return fire(current, None, constants, time_steps, signed, delay, zero, dtype, start)
+
+
+def fire_levels(accumulator: Tensor, second: Tensor | None, currents: Tensor, constants: Tensor, most: int, zero: int,
+                dtype: torch.dtype, *others: Tensor) -> Tensor:
+    """Return the spikes of `rounded`, 0 to `most` of a neuron in its one step, + zero, [1, N, C]; arguments as in `fire_steps`."""
+    current = current_of(accumulator, second, currents, *others)
+    return (rounded(current, constants[0, 0], most) + zero).to(dtype)
+
+
+def current_of(accumulator: Tensor, second: Tensor | None, currents: Tensor, *others: Tensor) -> Tensor:
+    """Return the current [T, N, C] float64 that accumulators stand for; see `fire_steps`."""
     scale, bias, *factors = currents.unsqueeze(2)
     current = accumulator.double() * scale + bias
     for term, factor in zip(() if second is None else (second, *others), factors, strict=second is not None):
         current = current + term.double() * factor
-    return fire(current, None, constants, time_steps, signed, delay, zero, dtype, start)
+    return current
 
 
 class FusedNeuron(nn.Module):
@@ -149,9 +162,13 @@ class FusedNeuron(nn.Module):
         return torch.cat(spikes, 1).view(-1, *places, len(weight)).movedim(-1, 1)
 
     def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
-        function, constants = (fire, (self.constants,)) if self.currents is None else (fire_steps, (self.currents, self.constants))
-        return (packaged(function) if self.fused else function)(
-            accumulator, second, *constants, self.time_steps, self.signed, self.delay, self.zero, self.dtype, self.start, *others)
+        function, *how = self.pass_()
+        return (packaged(function) if self.fused else function)(accumulator, second, *how, *others)
+
+    def pass_(self) -> tuple:
+        """Return the fused pass and its arguments between the second input and the others."""
+        how = (self.constants, self.time_steps, self.signed, self.delay, self.zero, self.dtype, self.start)
+        return (fire, *how) if self.currents is None else (fire_steps, self.currents, *how)
 
     def decode(self, spikes: Tensor) -> Tensor:
         """Map the output of `forward` to s·θ, the output of an `IFNeuron`."""

@@ -11,12 +11,8 @@ from quant import APoTWeight
 
 from ..step_norm import StepNorm
 from .integer import Geometry
-from .terms import Affine, Piece, Pieces, Term, normalization, pads_zeros, weight_integers
+from .terms import MOST, MOVES, Affine, Piece, Pieces, Term, normalization, pads_zeros, weight_integers
 
-# Calls that move values without changing them: they work on spikes as they are stored.
-MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
-         "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten", "pad"}
-MOST = 64  # spikes in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 

@@ -10,6 +10,11 @@ from quant import APoTWeight
 
 from .integer import Geometry
 
+# Calls that move values without changing them: they work on spikes as they are stored.
+MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
+         "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten", "pad"}
+MOST = 64  # spikes in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -60,6 +65,10 @@ class Affine:
     terms: tuple[Term, ...]
     bias: Tensor
     pools: tuple[fx.Node, ...] = ()
+
+    def fits(self, largest: int) -> bool:
+        """Return whether bytes hold the sums of values up to `largest` that average pooling makes."""
+        return all(term.piece.total * largest <= 2 * MOST for term in self.terms)
 
     def times(self, factor: Tensor | float) -> "Affine":
         """Return the product with a number or with one for each channel."""

@@ -11,9 +11,27 @@ from models import INPUT, Network, Part, moving, tree
 from ..functional import RETRACTION
 from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt
-from .fused import FusedNeuron, fire, neuron_constants
+from .fused import FusedNeuron, fire, fire_levels, neuron_constants
 from .integer import Convolution
 from .terms import Affine, along_channels
+
+
+class LevelNeuron(FusedNeuron):
+    """A quantized ReLU on accumulators: a neuron that runs one step and fires up to `most` spikes in it.
+
+    Args:
+        currents: see `fire_levels`; None: the accumulators are currents, without the bias in `constants`.
+    """
+
+    def __init__(self, neuron: IFNeuron, constants: Tensor, convolution: Convolution, fused: bool, currents: Tensor | None = None):
+        bias = constants[1, 0]
+        currents = torch.stack((torch.ones_like(bias), bias))[:, None] if currents is None else currents
+        super().__init__(neuron, constants, convolution, fused, currents)
+        self.most = neuron.kind.most
+
+    def pass_(self) -> tuple:
+        """Return the fused pass and its arguments between the second input and the others."""
+        return fire_levels, self.currents, self.constants, self.most, self.zero, self.dtype
 
 
 class PlainNeuron(FusedNeuron):
@@ -32,6 +50,8 @@ class PlainNeuron(FusedNeuron):
 
 def fuses(neuron: IFNeuron) -> bool:
     """Return whether the fused pass fires as the neuron's equation does."""
+    if neuron.kind.most > 1:
+        return True
     return neuron.kind.signed is not None and _agrees(neuron.kind, neuron.time_steps, neuron.delay, neuron.start)
 
 
@@ -60,7 +80,8 @@ def float64_constants(neuron: IFNeuron, current: Tensor | None = None) -> Tensor
 def exact_neuron(neuron: IFNeuron, convolution: Convolution, fused: bool, bias: Tensor | None = None) -> FusedNeuron:
     """Return a neuron on currents in float64, to which it adds `bias`, [C] or []."""
     if fuses(neuron):
-        return FusedNeuron(neuron, float64_constants(neuron, bias), convolution, fused)
+        fused_neuron = LevelNeuron if neuron.kind.most > 1 else FusedNeuron
+        return fused_neuron(neuron, float64_constants(neuron, bias), convolution, fused)
     return PlainNeuron(neuron, convolution, torch.zeros_like(neuron.threshold).double() if bias is None else bias)
 
 
@@ -86,10 +107,38 @@ class ExactUnit(nn.Module):
         images = inputs[self.inputs.index(INPUT)] if INPUT in self.inputs else None
         if images is not None and not images.is_cuda and not torch.isfinite(images).all():
             raise ValueError("the images hold NaN or infinity, in which no neuron would fire")
+        current, *shared = self.current(*inputs)
+        return self.neuron(current, None), *shared
+
+    def current(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map values as `forward` does to (the neuron's current, *shared values), float64."""
         values = [(x.double() - self.zero) * self.thetas[name] if name in self.thetas else x.double()
                   for name, x in zip(self.inputs, inputs, strict=True)]
         current, *shared = self.calls(self.neuron.time_steps, *values)
-        return self.neuron(current.double(), None), *shared
+        return current.double(), *shared
+
+
+def share_current_(first: nn.Module, second: nn.Module) -> None:
+    """Let the second unit take the current that the first one has computed of the same images, in place.
+
+    Only where both see images alone, by the same weights: the first units of an ANN and of its SNN.
+    """
+    units = first, second
+    if not all(isinstance(unit, ExactUnit) and unit.inputs == (INPUT,) and unit.neuron.encodes for unit in units):
+        return
+    states = [unit.calls.state_dict() for unit in units]
+    if states[0].keys() != states[1].keys() or not all(torch.equal(states[0][name], states[1][name]) for name in states[0]):
+        return
+    compute, kept = first.current, []
+
+    def computed(images: Tensor) -> tuple[Tensor, ...]:
+        kept[:] = [(images, compute(images))]
+        return kept[0][1]
+
+    def taken(images: Tensor) -> tuple[Tensor, ...]:
+        return kept.pop()[1] if kept and kept[0][0] is images else compute(images)
+
+    first.current, second.current = computed, taken
 
 
 def movers(snn: Network, unit: Part) -> nn.Module:
@@ -141,8 +190,12 @@ class SpikingUnit(nn.Module):
             bias = bias.expand(channels) if neuron.bias is None else bias + neuron.bias.detach().double()
             factor, *others = factors or [torch.zeros_like(scale)]
             threshold = neuron.threshold.detach().double().expand_as(scale)
-            constants = neuron_constants(scale, threshold, bias, factor, largest, steps, *others)
-            self.neuron = FusedNeuron(neuron, constants, convolution, fused)
+            if neuron.kind.most > 1:
+                currents = torch.stack((scale, bias, factor, *others))[:, None]
+                self.neuron: FusedNeuron = LevelNeuron(neuron, float64_constants(neuron), convolution, fused, currents)
+            else:
+                constants = neuron_constants(scale, threshold, bias, factor, largest, steps, *others)
+                self.neuron = FusedNeuron(neuron, constants, convolution, fused)
         self.convs = nn.ModuleList(
             nn.Identity() if weight is None else convolution(weight, term.geometry, term.piece.total, term.integral)
             for weight, term in zip(weights, terms, strict=True))

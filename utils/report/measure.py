@@ -1,6 +1,7 @@
 """A quantized network and its spiking ones, measured on the same images, for snn.py and for the report of a run."""
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -55,18 +56,25 @@ class Traces:
 
 
 @torch.inference_mode()
-def compare(ann: Network, snn: Network | Deployed, batches: Batches, amp: bool = False, limit: int | None = None) -> dict[str, Any]:
-    """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics."""
-    device = next(ann.parameters()).device
+def compare(ann: Network | Deployed, snn: Network | Deployed, batches: Batches, amp: bool = False, limit: int | None = None,
+            statistics: bool = True) -> dict[str, Any]:
+    """Run both networks on the same batches; return their scores, the accuracies after T' = 1..T steps, the layers' statistics.
+
+    Args:
+        statistics: of the layers; without them there are no "layers".
+    """
+    device = next(snn.parameters()).device
     ann_meter, meter = Meter(device), ReadoutMeter(snn.time_steps, device)
-    with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) as monitor:
+    with quantized_once(ann), quantized_once(snn), LayerMonitor(ann, snn) if statistics else nullcontext() as monitor:
         for images, labels in progress_bar(batches, f"ANN and SNN, T = {snn.time_steps}", limit):
-            with autocast(device, amp):
-                ann_meter.update(ann(images), labels)
-                meter.update(snn.readouts(images), labels)
+            parts = snn.parts(images) if isinstance(snn, Deployed) else (images,)
+            with autocast(device, amp):  # part by part: what the ANN puts out is still in the caches when the SNN is counted
+                outputs = [(ann(part), snn.readouts(part)) for part in parts]
+            ann_meter.update(torch.cat([logits for logits, _ in outputs]), labels)
+            meter.update(torch.cat([logits for _, logits in outputs], 1), labels)
     readouts = meter.scores()
     return {"ann": ann_meter.scores(), "snn": readouts[-1], "readout": [scores.top1 for scores in readouts],
-            "layers": monitor.statistics()}
+            **({"layers": monitor.statistics()} if statistics else {})}
 
 
 @torch.inference_mode()

@@ -2,13 +2,16 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import models
 from models import Network
 from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
-from snn_layers import Deployed, Neuron, calibrate_rates_, deploy, to_spiking
+from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, deploy, norm_steps, to_spiking
+from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import (
     BEST,
@@ -171,6 +174,23 @@ def compiles(snn: Network, batches: Batches, run: RunSettings) -> bool:
     return batches.count >= COMPILED_FROM and snn.time_steps <= COMPILED_STEPS and not run.test
 
 
+def fast_pair(snn: Network, ann: Network, batches: Batches, settings: Settings) -> tuple[Network | Deployed, Network | Deployed]:
+    """Return what evaluates `snn`, see `fast`, and `ann` beside it: deployed too where that pays and no part runs in float64."""
+    network = fast(snn, batches, settings)
+    if network is snn or settings.run.amp or not compiles(snn, batches, settings.run) or norm_steps(ann) is not None:
+        return network, ann
+    with told_seconds():
+        deployed = deploy(ann)
+        if deployed.exact_units():
+            return network, ann
+        share_current_(deployed.body[0], network.body[0])
+        with LayerMonitor(deployed, network) if settings.spiking.statistics else nullcontext():
+            for part in first_parts(network, batches):
+                deployed(part)
+                network(part)
+    return network, deployed
+
+
 def fast(snn: Network, batches: Batches, settings: Settings) -> Network | Deployed:
     """Return `snn` for evaluation on these batches: deployed, and compiled where that pays; with --reference itself."""
     if settings.spiking.reference:
@@ -179,9 +199,22 @@ def fast(snn: Network, batches: Batches, settings: Settings) -> Network | Deploy
     if network.plain:
         print(f"{snn.neuron} neurons run by their equation, in float64: no fused pass fires the same", file=sys.stderr)
     if compiles(snn, batches, settings.run):
-        began = time.monotonic()
-        network(batches.first(2 * network.fitting_chunk(batches.first(1))))
-        seconds = time.monotonic() - began
-        if seconds > NOTICED:
-            print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
+        with told_seconds():
+            for part in first_parts(network, batches):
+                network(part)
     return network
+
+
+def first_parts(network: Deployed, batches: Batches) -> tuple:
+    """Return the images that a compiler needs to see."""
+    return network.parts(batches.first(2 * network.fitting_chunk(batches.first(1))))
+
+
+@contextmanager
+def told_seconds() -> Iterator[None]:
+    """Say how long it took to compile what runs inside, if it is worth a word."""
+    began = time.monotonic()
+    yield
+    seconds = time.monotonic() - began
+    if seconds > NOTICED:
+        print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
