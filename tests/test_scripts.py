@@ -211,7 +211,7 @@ def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_pat
     path = tmp_path / "apot.pth.tar"
     torch.save({theirs: state[ours] for ours, theirs in published_names(network, dict(apot_layout(network))).items()}, path)
     for script in (snn, snn_ft, main):
-        with pytest.raises(UserError, match="train it first"):
+        with pytest.raises(UserError, match="trains it first"):
             script.main([*flags(tmp_path), "--init", str(path), *(["-e"] if script is main else [])])
 
 
