@@ -1,9 +1,9 @@
-# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 10.
+# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 5.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-# A process a core, each with one thread: the tests' networks are too small for more. Files stay whole, they share networks.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+# A process a core, each with one thread: the tests' networks are too small for more. Files stay whole, they share networks; the longest ones go first.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup imagenet export demo test test-all test-gpu lint bench gpu
 

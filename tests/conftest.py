@@ -18,6 +18,15 @@ from quant import fit_, quantize_
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+# The longest files, which go first: at the end of a run a worker would be alone with them.
+LONG = ("scripts", "distributed", "golden", "packaged", "through_time", "kill", "properties", "lock", "deploy", "stages",
+        "own_neuron", "finetune", "reproduce", "imagenet", "guards")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the tests of a file stay together and in order."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 def filled(name: str, shape: list[int], seed: int = 0) -> np.ndarray:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first step of an optimizer imports: no fork is to pay for it
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

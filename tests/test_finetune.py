@@ -86,14 +86,14 @@ def test_each_epoch_is_run(quantized, batches):
 
 
 @pytest.mark.parametrize("neuron", ["signed", "unsigned"])
-def test_kept_states_equal_a_run_from_the_images(quantized, batches, neuron):
+def test_kept_states_equal_a_run_from_the_images(small, batches, neuron):
     """In float64 the plain layers of --online fire the spikes of the deployment that runs the kept states."""
     config = FinetuneConfig(epochs=2, lr=0.05, force=True)
     batches = [(images.double(), labels) for images, labels in batches]
     snns = []
     for online in (False, True):
-        snns.append(to_spiking(quantized.double(), neuron))
-        finetune(snns[-1], quantized, batches, batches, replace(config, online=online))
+        snns.append(to_spiking(small.double(), neuron))
+        finetune(snns[-1], small, batches, batches, replace(config, online=online))
     for (name, a), b in zip(snns[0].state_dict().items(), snns[1].state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -106,24 +106,24 @@ def test_kept_states_run_each_unit_a_fixed_number_of_times(quantized, batches, m
     assert len(runs) == len(batches) * (2 * 18 - 1)
 
 
-def test_going_on_after_an_interruption_equals_an_unbroken_run(quantized, batches):
+def test_going_on_after_an_interruption_equals_an_unbroken_run(small, batches):
     config = FinetuneConfig(lr=0.05, force=True)
-    whole = to_spiking(quantized)
-    finetune(whole, quantized, batches, batches, config)
+    whole = to_spiking(small)
+    finetune(whole, small, batches, batches, config)
 
     class Interruption(Exception):  # noqa: N818
         pass
 
     def stop(index, _):
-        if index == 9:
+        if index == 2:
             raise Interruption
 
-    broken = to_spiking(quantized)
+    broken = to_spiking(small)
     with pytest.raises(Interruption):
-        finetune(broken, quantized, batches, batches, config, on_unit=stop)
-    resumed = to_spiking(copy.deepcopy(quantized))
+        finetune(broken, small, batches, batches, config, on_unit=stop)
+    resumed = to_spiking(copy.deepcopy(small))
     resumed.load_state_dict(state_of(broken))
-    finetune(resumed, quantized, batches, batches, config, first=10)
+    finetune(resumed, small, batches, batches, config, first=3)
     assert changed(resumed, state_of(whole)) == set()
 
 

@@ -142,10 +142,10 @@ LAYOUTS = {
 @torch.no_grad()
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("count", [1, 5])
-def test_any_layout_and_batch_gives_the_same_and_stays_as_it_was(quantized, layout, count):
-    snn, images = to_spiking(quantized), LAYOUTS[layout](IMAGES[:count])
+def test_any_layout_and_batch_gives_the_same_and_stays_as_it_was(small, layout, count):
+    snn, images = to_spiking(small), LAYOUTS[layout](IMAGES[:count])
     kept, strides = images.clone(), images.stride()
-    for network in (quantized, snn, deploy(snn, compile=False), deploy(snn, chunk=2, compile=False)):
+    for network in (small, snn, deploy(snn, compile=False), deploy(snn, chunk=2, compile=False)):
         torch.testing.assert_close(network(images), network(IMAGES)[:count], rtol=1e-5, atol=1e-5)
         assert torch.equal(images, kept)
         assert images.stride() == strides

@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_refused_or_equal(tmp_path, quantized):
     path = tmp_path / "net.pth"
     save_checkpoint(path, network_state(quantized))
     state, outcomes = quantized.state_dict(), Counter()
-    for damaged in damages(path.read_bytes(), seed=1):
+    for damaged in damages(path.read_bytes(), seed=1, count=80):
         path.write_bytes(damaged)
         message, network = refusal(lambda: load_network(path))
         if message is None:
@@ -76,8 +76,8 @@ def test_a_damaged_checkpoint_is_refused_or_equal(tmp_path, quantized):
             assert "net.pth" in message
             assert len(message.splitlines()) == 1
         outcomes["equal" if message is None else "refused"] += 1
-    assert outcomes["refused"] > TRIALS / 2
-    assert outcomes.total() == TRIALS
+    assert outcomes["refused"] > 40
+    assert outcomes.total() == 80
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -88,7 +88,7 @@ def test_a_forged_checkpoint_is_refused_or_a_network(tmp_path, quantized):
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     name = next(name for name in members if name.endswith("data.pkl"))
     refused = 0
-    for forged in damages(members[name], seed=2, count=100):
+    for forged in damages(members[name], seed=2, count=40):
         with zipfile.ZipFile(tmp_path / "forged.pth", "w") as archive:
             for member, data in members.items():
                 archive.writestr(member, forged if member == name else data)
@@ -98,7 +98,7 @@ def test_a_forged_checkpoint_is_refused_or_a_network(tmp_path, quantized):
         else:
             assert "forged.pth" in message
             refused += 1
-    assert refused > 50
+    assert refused > 20
 
 
 class Payload:

@@ -23,11 +23,12 @@ from utils.checkpoints.lock import LOCK, check_held, holder, writing
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-COMMON = ["-a", "resnet20", "--bit", "2", "-b", "16"]
+NET = f"{ROOT / 'tests' / 'tiny_net.py'}:network"
+COMMON = ["-a", NET, "--bit", "2", "-b", "16"]
 RUNS = {  # name -> script, its flags, those of another run in the same directory, the directory
-    "train": (main, [*COMMON, "--epochs", "2", "--lr", "0.02"], ["--lr", "0.01", "--epochs", "1"], "resnet20_2bit"),
+    "train": (main, [*COMMON, "--epochs", "2", "--lr", "0.02"], ["--lr", "0.01", "--epochs", "1"], "tiny_net-network_2bit"),
     "tune": (snn_ft, [*COMMON, "--calib", "16", "--check-images", "16", "--method", "global", "-n", "2", "--lr", "0.02"],
-             ["--lr", "0.01", "-n", "1"], "resnet20_2bit_ft_global"),
+             ["--lr", "0.01", "-n", "1"], "tiny_net-network_2bit_ft_global"),
 }
 SECONDS = [[], ["--resume"], ["--overwrite"]]
 HOLD = """
@@ -43,7 +44,7 @@ time.sleep(float(sys.argv[2]))
 def network(tiny) -> Path:
     """Return a 2-bit network, from which tunings start, in a directory where nobody writes."""
     main.main([*COMMON, "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny / "start")])
-    return tiny / "start" / "resnet20_2bit" / BEST
+    return tiny / "start" / "tiny_net-network_2bit" / BEST
 
 
 class Held:

@@ -86,8 +86,8 @@ class Work:
     def tune(self) -> dict:
         """A spiking network tuned layer by layer, then as a whole."""
         ann = small_network(bit=2)
-        snn, batches = to_spiking(ann), self.loader("train", limit=16)
-        results = finetune(snn, ann, batches, self.loader("train", limit=15), FinetuneConfig(lr=0.05), average_=average_)
+        snn, batches = to_spiking(ann), self.loader("train", limit=8)
+        results = finetune(snn, ann, batches, self.loader("train", limit=7), FinetuneConfig(lr=0.05), average_=average_)
         layerwise = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
         whole = RateNetwork(snn, compile=False)
         train_epoch(Step(parallel(whole), sgd(whole, 0.01, 0.9, 1e-4)), batches, lambda part: 0.01)
