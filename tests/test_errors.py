@@ -161,7 +161,8 @@ def test_help_says_what_the_parser_does(name, monkeypatch):
         assert all(flag in printed for flag in action.option_strings)
         if action.choices:
             assert "{" + ",".join(map(str, action.choices)) + "}" in printed
-        if action.default not in (None, False, argparse.SUPPRESS) and action.option_strings:
+        switches_off = action.const is False  # --no-...: its help says what is left out
+        if action.default not in (None, False, argparse.SUPPRESS) and action.option_strings and not switches_off:
             default = re.search(r"default: ([^),; ]+)", action.help)
             kind = type(action.default) if isinstance(action.default, int | float) and action.default is not True else str
             assert kind(default[1]) == kind(action.default), action.dest
