@@ -252,7 +252,8 @@ def peak_mb() -> int | None:
 def main() -> None:
     """Run a part."""
     parts = {"tests": tests, "exact": exact, "accuracy": accuracy, "speed": speed, "repeat": repeat,
-             "chain": lambda data, seconds: chain(data, seconds, args.rows.parent)}
+             "chain": lambda data, seconds: chain("resnet20", data, seconds, args.rows.parent),
+             "resnet18": lambda data, seconds: chain("resnet18", data, seconds, args.rows.parent)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--data", type=Path, required=True)

@@ -35,7 +35,7 @@ class LayerStatistics:
 def tally(spikes: Tensor, values: Tensor, units: Tensor, zero: int, ann_zero: int) -> Tensor:
     """Return [Σ|s|, Σ(s < 0), Σ|n · unit - value · ann_unit|] float32 for what deployed networks store: n is Σ_t s.
 
-    All is float32, in which these sums of integers are exact: a compiler then computes many at a time.
+    All is float32, in which a neuron's counts are exact: a compiler then computes many at a time.
 
     Args:
         spikes: s + zero, [T, N, C].
