@@ -1,4 +1,4 @@
-# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 6.
+# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 6 to 7.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python

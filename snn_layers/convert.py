@@ -28,10 +28,7 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
         ValueError: a float or spiking network, an unknown neuron, steps outside 1..T, a delay outside 0..T or with fewer steps,
             another start, impossible thresholds, variances or weights (names the layer).
     """
-    if network.neuron is not None:
-        raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
-    if network.bit == FLOAT_BITS:
-        raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
+    refuse_others(network)
     if isinstance(neuron, str) and neuron not in NEURONS:
         raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
     kind = NEURONS[neuron] if isinstance(neuron, str) else neuron
@@ -62,16 +59,24 @@ def to_levels(network: Network) -> Network:
     """Return a quantized network as one whose neurons run a single step, in which they fire 0 to T spikes at θ/T.
 
     Raises:
-        ValueError: a float or spiking network.
+        ValueError: a float or spiking network, impossible thresholds, variances or weights (names the layer).
     """
-    if network.bit == FLOAT_BITS or network.neuron is not None:
-        raise ValueError("a quantized network is needed, neither a float nor a spiking one")
+    refuse_others(network)
+    check_values(network)
     one = network.copy(buffers=True, neuron="levels", delay=0, time_steps=1, start=HALF)
     for unit in one.graph.units:
         relu = one.layer(unit.activation)
         step = nn.Parameter(relu.threshold.detach().double() / relu.time_steps, requires_grad=False)
         one.set_layer(unit.activation, IFNeuron(step, 1, levels(relu.time_steps), encodes=unit.encodes, bias=relu.bias))
     return one.eval()
+
+
+def refuse_others(network: Network) -> None:
+    """Raise ValueError unless a network is a quantized one that does not spike."""
+    if network.neuron is not None:
+        raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
+    if network.bit == FLOAT_BITS:
+        raise ValueError("a float network has no thresholds: quantize it first (bit 2 to 8)")
 
 
 def own_parameters_(network: Network) -> None:

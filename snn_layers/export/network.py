@@ -8,11 +8,10 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from models import INPUT, Network, live
 
-from ..convert import to_spiking
+from ..convert import to_levels
 from ..deployment.deploy import Deployed
-from ..deployment.fused import FusedNeuron, fire, fire_steps
+from ..deployment.fused import FusedNeuron
 from ..deployment.integer import EXACT, Geometry
-from ..deployment.normal_form import normal_form
 from ..deployment.terms import along_channels
 from ..deployment.units import ExactUnit
 from ..neuron import NEURONS
@@ -54,12 +53,21 @@ class ByteConvolution:
 
 
 class Activation(nn.Module):
-    """The activation on the accumulators of a unit; the constants are those of its fused neuron."""
+    """A fused neuron on the accumulators of a unit, unrolled over time."""
 
     def __init__(self, neuron: FusedNeuron):
         super().__init__()
         self.neuron = neuron
-        self.time_steps, self.zero, self.dtype, self.encodes = neuron.time_steps, neuron.zero, neuron.dtype, neuron.encodes
+        self.time_steps, self.zero, self.encodes = neuron.time_steps, neuron.zero, neuron.encodes
+
+    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
+        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
+        def steps(x: Tensor) -> Tensor:
+            return x.expand_as(accumulator).unflatten(0, (1 if self.encodes else self.time_steps, -1))
+
+        function, *how = self.neuron.pass_()
+        how = [along_channels(value, accumulator) if isinstance(value, Tensor) else value for value in how]
+        return function(steps(accumulator), None if second is None else steps(second), *how, *map(steps, others)).flatten(0, 1)
 
     def rate(self, x: Tensor) -> Tensor:
         """Return the mean output θ · firing rate."""
@@ -68,54 +76,6 @@ class Activation(nn.Module):
     def rates(self, x: Tensor) -> Tensor:
         """Return `rate` over the first T' = 1..T steps."""
         return self.neuron.rates(x)
-
-
-class Spikes(Activation):
-    """The fused neuron on the accumulators of a convolution, unrolled over time."""
-
-    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
-        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
-        neuron = self.neuron
-
-        def steps(x: Tensor) -> Tensor:
-            return x.expand_as(accumulator).unflatten(0, (1 if neuron.encodes else neuron.time_steps, -1))
-
-        function = fire if neuron.currents is None else fire_steps
-        constants = [along_channels(c, accumulator) for c in (neuron.currents, neuron.constants) if c is not None]
-        train = function(steps(accumulator), None if second is None else steps(second), *constants, neuron.time_steps,
-                         neuron.signed, neuron.delay, neuron.zero, neuron.dtype, neuron.start, *map(steps, others))
-        return train.flatten(0, 1)
-
-
-class Counts(Activation):
-    """The quantized activation k·θ/T as its count k = clip(round(T·x/θ), 0, T), computed in float64.
-
-    Args:
-        mean: the unit outputs x; otherwise it outputs accumulators of counts, that is T·x, and the bias counts T times.
-    """
-
-    def __init__(self, neuron: FusedNeuron, mean: bool):
-        super().__init__(neuron)
-        constants = neuron.constants.double().sum(1)  # of high and low parts
-        theta, bias, factor, _, *more = constants
-        if mean:
-            theta = theta / neuron.time_steps
-        else:
-            bias = bias * neuron.time_steps
-        self.steps, self.time_steps = neuron.time_steps, 1
-        self.register_buffer("scaled", torch.stack((1 / theta, *(value / theta for value in (bias, factor, *more)))))
-
-    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
-        """Map [B, C, ...] to counts 0..T [B, C, ...]."""
-        first, bias, *factors = (along_channels(row, accumulator) for row in self.scaled)
-        total = accumulator.double() * first + bias
-        for term, factor in zip([] if second is None else [second, *others], factors, strict=False):
-            total = total + term.double() * factor
-        return total.round().clamp(0, self.steps).to(self.dtype)
-
-    def rate(self, x: Tensor) -> Tensor:
-        """Return k·θ/T."""
-        return x.float() * (self.neuron.threshold / self.steps)
 
 
 class Exported(nn.Module):
@@ -166,25 +126,12 @@ def exported(network: Network) -> Exported:
         raise ValueError(f"a file cannot hold {network.neuron!r} neurons, only {' or '.join(NEURONS)} ones")
     if not spiking:
         refuse_steps(network)
-        network = to_spiking(network, "unsigned")
-    most = 1 if spiking else network.time_steps
+        network = to_levels(network)
+    most = max(neuron.kind.most for _, neuron in network.units())
     deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False, summing=False)
     for unit in deployed.body:
         if isinstance(unit, ExactUnit):  # it checks the images for NaN, and a file cannot
             unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)
-        unit.neuron = Spikes(unit.neuron) if spiking else Counts(unit.neuron, isinstance(unit, ExactUnit))
-        if most * most_added(network) > torch.iinfo(torch.uint8).max:
-            unit.neuron.dtype = torch.int32
-    if not spiking:
-        for name in deployed.thetas:
-            deployed.thetas[name] = deployed.thetas[name] / network.time_steps  # of one count
-        deployed.time_steps = 1
+        unit.neuron = Activation(unit.neuron)
     # In PyTorch's channels-last format some operators write strides in place, which no file can hold.
     return Exported(deployed, spiking).eval().to(memory_format=torch.contiguous_format)
-
-
-def most_added(snn: Network) -> int:
-    """Return the most values that average pooling adds up where it works on spikes as they are stored."""
-    channels: dict[str, int] = {}
-    forms = [normal_form(snn, unit, channels) for unit in snn.graph.units]
-    return max((term.piece.total for form in forms if form is not None for term in form.terms), default=1)
