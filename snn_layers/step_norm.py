@@ -55,10 +55,10 @@ class StepNorm(nn.Module):
             return self._without_steps(x)
         if self.training:
             self.num_batches_tracked += 1
-        parts = x.unflatten(0, (self.time_steps, -1)).unbind()
-        rows = zip(parts, self.running_mean.unbind(), self.running_var.unbind(), self.weight.unbind(), self.bias.unbind(),
-                   strict=False)  # an early readout runs fewer steps
-        return torch.cat([F.batch_norm(*row, self.training, self.momentum, self.eps) for row in rows])
+        values = (self.running_mean, self.running_var, self.weight, self.bias)
+        rows = (value.unbind()[:self.time_steps] for value in values)  # an early readout runs fewer steps
+        parts = zip(x.unflatten(0, (self.time_steps, -1)).unbind(), *rows, strict=True)
+        return torch.cat([F.batch_norm(*part, self.training, self.momentum, self.eps) for part in parts])
 
     def _without_steps(self, x: Tensor) -> Tensor:
         if self.training:

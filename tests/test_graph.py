@@ -244,7 +244,7 @@ class PreActivation(nn.Module):
 
     def forward(self, x):
         x = self.first(F.relu(self.stem(x)))
-        for norm, conv in zip(self.norms, self.convs, strict=False):
+        for norm, conv in zip(self.norms[:2], self.convs, strict=True):
             x = x + conv(F.relu(norm(x)))
         return self.fc(F.relu(self.norms[2](x)).mean((2, 3)))
 

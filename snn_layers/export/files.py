@@ -64,7 +64,7 @@ def torch_program(module: Exported, images: Tensor, metadata: dict[str, str]) ->
     """Return a network as a program that `torch.export.load` reads without this repository; its metadata is an extra file."""
     batch = torch.export.Dim("batch", min=1)
     # Deferred: torch 2.11 cannot prove that sizes which it compares are equal for each batch, and gives up.
-    program = torch.export.export(module, (images,), dynamic_shapes={"images": {0: batch}}, strict=False,
+    program = torch.export.export(module, (images,), dynamic_shapes={"images": {0: batch}},
                                   prefer_deferred_runtime_asserts_over_guards=True)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})

@@ -55,8 +55,9 @@ class Recorder(TorchDispatchMode):
         if name not in self.operators:
             raise ValueError(f"{self.place}: the operator {name} has no known counterpart in ONNX")
         outputs = self.operators[name](self, result, *args, **(kwargs or {}))
+        names = [outputs] if isinstance(outputs, str) else outputs
         found = result if isinstance(result, tuple | list) else [result]
-        for tensor, value in zip(found, [outputs] if isinstance(outputs, str) else outputs, strict=False):
+        for tensor, value in zip(found[:len(names)], names, strict=True):  # max-pooling's indices have no name
             self.values[id(tensor)] = value
             self.kept.append(tensor)
         return result
