@@ -21,10 +21,8 @@ GPU = torch.cuda.is_available()
 
 def chain(arch: str, data: Path, seconds: float, result: Path) -> Iterator[dict[str, Any]]:
     """Train, convert and tune, with run directories in `result`; a row for each network."""
-    common = ["--arch", arch, "--data", str(data), "--result", str(result), "--overwrite"]
-    if not GPU:
-        common += ["--dataset", "digits", "-t", "-b", "16"]
-        common = [flag for flag in common if flag not in ("--data", str(data))]
+    images = ["--data", str(data)] if GPU else ["--dataset", "digits", "-t", "-b", "16"]
+    common = ["--arch", arch, *images, "--result", str(result), "--overwrite"]
     end = time.monotonic() + seconds
     pace = {bit: epoch_seconds([*common, "--bit", str(bit)]) for bit in (32, 3)}
     yield {"epoch_seconds": pace}
