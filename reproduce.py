@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_*.* go (default: result)")
     add("--readme", type=Path, metavar="FILE", help="a file with the table's markers, to put the table in")
     args = parser.parse_args(argv)
-    if args.networks and args.table in ("cifar10", "imagenet", "recipe"):
+    if args.networks and args.table in ("cifar10", "imagenet", "elsewhere", "recipe"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
     if args.networks and (args.epochs_scale < 1 or args.amp or args.compile):
         raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale, --amp and --compile out")
@@ -81,6 +81,7 @@ def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]
 def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
     """Print each row with its result, if known, and its missing runs."""
     before = {result.key: result for result in known}
+    width = max(len(row.name) for row in rows)
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
@@ -89,7 +90,7 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
         result = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
-        print(f"{row.name:<44}{state:>24}   {result:<32}{published}")
+        print(f"{row.name:<{width}}{state:>24}   {result:<32}{published}")
     print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
 
 

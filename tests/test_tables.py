@@ -92,6 +92,15 @@ def test_figures_of_other_networks_do_not_get_into_a_table():
         table_file.check_same(others, rows, Path("table"))
 
 
+def test_networks_from_elsewhere_go_from_float_to_three_bits():
+    rows = [row for row in rows_of("elsewhere", [0], Path("data"), Path("study"), scale=0.01) if row.networks.arch.endswith("vgg")]
+    assert [row.bit for row in rows] == [32, 3, 3, 3, 3, 3, 3]
+    _, trained, *_, waiting = (row.chains[0] for row in rows)
+    assert trained[-1].init == Path("study/vgg-vgg-3epochs/32bit-seed0/vgg-vgg_32bit/model_best.pth.tar")
+    assert waiting[:2] == trained and waiting[2].name == "vgg-vgg-3epochs/3bit-unsigned-delay7-seed0"
+    assert waiting[2].flag("--arch") == "examples/vgg.py:vgg" and waiting[2].flag("--delay") == "7"
+
+
 def test_a_table_goes_between_its_markers():
     text = "a\n<!-- table x -->\nold\n<!-- end of table x -->\nb"
     assert markdown.insert(text, "x", "new") == "a\n<!-- table x -->\nnew\n<!-- end of table x -->\nb"

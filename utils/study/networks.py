@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import label
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, read_checkpoint, recorded, run_name
@@ -25,7 +26,7 @@ STEP = 0.5  # cost of a time step of a deployed spiking network, in float forwar
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of an architecture, trained here as a chain 32 → 4 → 3 → 2 bits, or read from files.
+    """The networks of an architecture, trained here as a chain of bit-widths, or read from files.
 
     Attributes:
         data: where the data set is.
@@ -33,6 +34,7 @@ class Networks:
         scale: epochs of each stage of the chain, as a part of the published number; below 1 with a cosine schedule.
         extra: more flags of the training, --amp and --compile.
         files: a directory with {arch}_{bit}bit.pth.tar; None trains.
+        chosen: bit-widths of the chain, each of which starts from the one before; None: the published ones of the data set.
     """
 
     arch: str
@@ -42,6 +44,12 @@ class Networks:
     scale: float = 1.0
     extra: tuple[str, ...] = ()
     files: Path | None = None
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Return the bit-widths of the chain."""
+        return self.chosen or BITS[self.dataset]
 
     @property
     def epochs(self) -> int:
@@ -65,7 +73,7 @@ class Networks:
         """Return the directory, in the study, of the stages with `bit` bits; stages of other networks have another one."""
         if self.files is not None:
             return f"{self.arch}-{self.files.name}"
-        return "-".join([self.arch, f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra_of(bit))])
+        return "-".join([label(self.arch), f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra_of(bit))])
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -80,7 +88,7 @@ class Networks:
 
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
-        bits = BITS[self.dataset]
+        bits = self.bits
         return self.trained(bit, seed, self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None)
 
     def trained(self, bit: int, seed: int, start: Path | None, kind: str = "", flags: tuple[str, ...] = ()) -> Stage:
@@ -98,8 +106,7 @@ class Networks:
         """Return the stages that make the network with `bit` bits, in order; none if it is read from a file."""
         if self.files is not None:
             return ()
-        bits = BITS[self.dataset]
-        return tuple(self.training(earlier, seed) for earlier in bits[:bits.index(bit) + 1])
+        return tuple(self.training(earlier, seed) for earlier in self.bits[:self.bits.index(bit) + 1])
 
     def path(self, bit: int, seed: int) -> Path:
         """Return the file of the network with `bit` bits."""

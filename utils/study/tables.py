@@ -9,14 +9,13 @@ from types import MappingProxyType
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
-from .networks import BITS, CALIBRATE, EPOCHS, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import CALIBRATE, EPOCHS, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import TRAININGS, Stage
 
 CIFAR = ("resnet20", "alex", "vgg11", "resnet18", "resnet56")
 IMAGENET = ("alexnet", "vgg16")
-TABLES = ("cifar10", "imagenet", "recipe", "ablation", "conversion", "latency")
-
-
+ELSEWHERE = ("torchvision:resnet18", "torchvision:mobilenet_v2", "examples/vgg.py:vgg")  # not made for this repository
+TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "ablation", "conversion", "latency")
 RECIPE_EPOCHS = 15
 RECIPE_PARTS = MappingProxyType({"nesterov": ("--nesterov",), "ema": ("--ema", "0.999"), "warmup": ("--warmup", "1"),
                                  "rates": ("--threshold-lr", "0.1", "--clip-lr", "0.02")})  # of APoT: θ .1, α .02
@@ -104,19 +103,31 @@ def both(source: Source) -> tuple[Stage, ...]:
 
 def main_table(networks: Networks, seeds: list[int]) -> list[Row]:
     """Return an architecture at all bit-widths: ANN, unsigned, signed, tuned, delay = T."""
+    return trained_and_converted(networks, seeds, lambda full: [
+        ("unsigned", "converted", once(Source.evaluated, "converted")),
+        ("signed", "converted", once(Source.evaluated, "converted")),
+        ("signed", "layer-wise", once(Source.layerwise, "layerwise")),
+        ("signed", "calibrated, global", once(Source.whole, *WHOLE)),
+        ("signed", f"delay {full}", once(Source.delayed, full))])
+
+
+def elsewhere(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return a network that was not made for this repository: ANN, unsigned, signed, calibrated, tuned, delay = T."""
+    return trained_and_converted(networks, seeds, lambda full: [
+        ("unsigned", "converted", once(Source.evaluated, "converted")),
+        ("signed", "converted", once(Source.evaluated, "converted")),
+        ("signed", "calibrated", once(Source.evaluated, "calibrated", *CALIBRATE)),
+        ("signed", "calibrated, global", once(Source.whole, *WHOLE)),
+        ("unsigned", f"delay {full}", once(Source.delayed, full))])
+
+
+def trained_and_converted(networks: Networks, seeds: list[int], kinds: Callable[[int], list[tuple[str, str, Make]]]) -> list[Row]:
+    """Return the ANN of each bit-width, and the `kinds` of its spiking network with T steps: neuron, method and stages."""
     rows = []
-    for bit in BITS[networks.dataset]:
+    for bit in networks.bits:
         rows.append(Row(networks, bit, "ANN", "trained", tuple(networks.chain(bit, seed) for seed in seeds)))
-        if bit == FLOAT_BITS:
-            continue
-        full = time_steps(bit)
-        kinds: list[tuple[str, str, Make]] = [
-            ("unsigned", "converted", once(Source.evaluated, "converted")),
-            ("signed", "converted", once(Source.evaluated, "converted")),
-            ("signed", "layer-wise", once(Source.layerwise, "layerwise")),
-            ("signed", "calibrated, global", once(Source.whole, *WHOLE)),
-            ("signed", f"delay {full}", once(Source.delayed, full))]
-        rows += [spiking(networks, bit, neuron, seeds, method, make) for neuron, method, make in kinds]
+        if bit != FLOAT_BITS:
+            rows += [spiking(networks, bit, neuron, seeds, method, make) for neuron, method, make in kinds(time_steps(bit))]
     return rows
 
 
@@ -202,5 +213,8 @@ def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float 
     if table in ("cifar10", "imagenet"):
         archs = CIFAR if table == "cifar10" else IMAGENET
         return [row for arch in archs for row in main_table(Networks(arch, data, study, table, scale, extra), seeds)]
+    if table == "elsewhere":
+        short = partial(Networks, data=data, study=study, scale=scale, extra=extra, chosen=(FLOAT_BITS, 3))
+        return [row for arch in ELSEWHERE for row in elsewhere(short(arch), seeds)]
     networks = Networks("resnet20", data, study, "cifar10", scale, extra, files)
     return {"recipe": recipe, "ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)
