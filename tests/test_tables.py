@@ -97,8 +97,10 @@ def test_networks_from_elsewhere_go_from_float_to_three_bits():
     assert [row.bit for row in rows] == [32, 3, 3, 3, 3, 3, 3]
     _, trained, *_, waiting = (row.chains[0] for row in rows)
     assert trained[-1].init == Path("study/vgg-vgg-3epochs/32bit-seed0/vgg-vgg_32bit/model_best.pth.tar")
-    assert waiting[:2] == trained and waiting[2].name == "vgg-vgg-3epochs/3bit-unsigned-delay7-seed0"
-    assert waiting[2].flag("--arch") == "examples/vgg.py:vgg" and waiting[2].flag("--delay") == "7"
+    assert [trained[0].flag("--lr"), trained[1].flag("--lr")] == ["0.02", "0.008"]
+    assert waiting[:2] == trained
+    assert waiting[2].name == "vgg-vgg-3epochs/3bit-unsigned-delay7-seed0"
+    assert [waiting[2].flag("--arch"), waiting[2].flag("--delay")] == ["examples/vgg.py:vgg", "7"]
 
 
 def test_a_table_goes_between_its_markers():

@@ -35,6 +35,7 @@ class Networks:
         extra: more flags of the training, --amp and --compile.
         files: a directory with {arch}_{bit}bit.pth.tar; None trains.
         chosen: bit-widths of the chain, each of which starts from the one before; None: the published ones of the data set.
+        rate: learning rates of the chain, as a part of the published ones.
     """
 
     arch: str
@@ -45,6 +46,7 @@ class Networks:
     extra: tuple[str, ...] = ()
     files: Path | None = None
     chosen: tuple[int, ...] | None = None
+    rate: float = 1.0
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -95,7 +97,9 @@ class Networks:
         """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
         train, test = IMAGES[self.dataset]
         schedule = "step" if self.epochs == EPOCHS[self.dataset] else "cosine"
-        flags = ("--epochs", str(self.epochs), "--lr", RATES[self.dataset][bit], "--wd", DECAYS[self.dataset][bit],
+        rate = RATES[self.dataset][bit]
+        rate = rate if self.rate == 1 else f"{self.rate * float(rate):g}"
+        flags = ("--epochs", str(self.epochs), "--lr", rate, "--wd", DECAYS[self.dataset][bit],
                  "--lr-schedule", schedule, "--seed", str(seed), *BATCH[self.dataset], *self.extra_of(bit), *flags)
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
