@@ -5,6 +5,7 @@
 
 import copy
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from utils.report.measure import compare, traces
 from utils.training.engine import evaluate, sgd, train_epoch
 from utils.training.step import Step
 
+TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
 PER_EPOCH = 50  # steps for each of which a training loop may wait once
 
 
@@ -62,10 +64,14 @@ def small(bit: int) -> torch.nn.Module:
     return quantize_(network, bit)
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_(small(2), TensorLoader(load_images("digits", "nowhere", True), 32, augment=False).first(32)).eval()
+
+
 @pytest.fixture
-def ann(gpu, images):
-    network = small(2).to(GPU, memory_format=torch.channels_last)
-    return fit_(network, images.first(32)).eval()
+def ann(fitted, gpu):  # in this order: fitted on the CPU
+    return copy.deepcopy(fitted).to(GPU, memory_format=torch.channels_last)
 
 
 def on_device(network: torch.nn.Module) -> bool:
@@ -191,7 +197,7 @@ def test_energy_and_traces_stay_on_the_device(gpu, images, ann):
 
 def test_the_scripts_run(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.config.SMOKE_BATCHES", 1)
-    common = ["--arch", "resnet20", "--dataset", "digits", "--result", str(tmp_path), "-t", "-b", "16", "-id", "0"]
+    common = ["--arch", TINY, "--dataset", "digits", "--result", str(tmp_path), "-t", "-b", "16", "-id", "0"]
     trained = main.main([*common, "--bit", "2", "--lr", "1e-4"])
     start = ["--init", str(trained["directory"] / "model_best.pth.tar")]
     assert snn_script.main([*common, "--bit", "2", "-e", *start])["snn"].count == 16

@@ -10,24 +10,26 @@ from helpers import run_jobs, same, timeless
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
-COMMON = ["--arch", "resnet20", "-b", "16"]
+TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
+RUN = "tiny_net-network"
+COMMON = ["--arch", TINY, "-b", "16"]
 TUNE = [*COMMON, "--bit", "2", "--calib", "16", "--check-images", "16", "-n", "2"]
 MIXED = f"{Path(__file__).parent / 'mixed.py'}:mixed"  # a network of the user's, with concatenation and max-pooling
 OWN = ["--arch", MIXED, *TUNE[2:]]
 RUNS = {  # name -> script, arguments, run directory
-    "main": ("main", [*COMMON, "--bit", "3", "--epochs", "2", "--lr", "0.02", "--lr-schedule", "cosine"], "resnet20_3bit"),
-    "layerwise": ("snn_ft", [*TUNE, "--lr", "0.1", "--force"], "resnet20_2bit_ft"),
-    "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], "resnet20_2bit_ft_unsigned"),
-    "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], "resnet20_2bit_ft_2steps"),
-    "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], "resnet20_2bit_ft_global"),
-    "through time": ("snn_ft", [*TUNE, "--method", "through-time", "-u", "--amp"], "resnet20_2bit_ft_through-time_unsigned"),
+    "main": ("main", [*COMMON, "--bit", "3", "--epochs", "2", "--lr", "0.02", "--lr-schedule", "cosine"], f"{RUN}_3bit"),
+    "layerwise": ("snn_ft", [*TUNE, "--lr", "0.1", "--force"], f"{RUN}_2bit_ft"),
+    "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], f"{RUN}_2bit_ft_unsigned"),
+    "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], f"{RUN}_2bit_ft_2steps"),
+    "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], f"{RUN}_2bit_ft_global"),
+    "through time": ("snn_ft", [*TUNE, "--method", "through-time", "-u", "--amp"], f"{RUN}_2bit_ft_through-time_unsigned"),
     "layerwise, own": ("snn_ft", [*OWN, "--lr", "0.1", "--force"], "mixed-mixed_2bit_ft"),
     "global, own": ("snn_ft", [*OWN, "--method", "global", "--lr", "1e-3"], "mixed-mixed_2bit_ft_global"),
 }
 # Three steps an epoch (fine-tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
 MOMENTS = {
     "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 4), ("rename", 8)],
-    "layerwise": [("step", 12)],
+    "layerwise": [("step", 3)],
     "global": [("step", 2)],
     "through time": [("step", 2)],
     "layerwise, own": [("step", 3)],
@@ -39,7 +41,7 @@ def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dic
     """Return a job that starts a run, or goes on with it where there is a checkpoint: before it, nothing was computed."""
     script, argv, directory = RUNS[name]
     argv = [*argv, "--data", str(data), "--result", str(result)]
-    network = "mixed-mixed_2bit" if directory.startswith("mixed") else "resnet20_2bit"
+    network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{RUN}_2bit"
     start = ["--init", str(data / network / BEST)] if script == "snn_ft" else []
     return {"script": script, "argv": [*argv, *start], "checkpoint": str(result / directory / LAST), "resume": [*argv, "--resume"],
             "moment": moment, "log": str(result.parent / f"{result.name}.log")}
@@ -50,7 +52,7 @@ def start(tiny) -> Path:
     """Train the networks that fine-tuning starts from; return the data's directory, where they are."""
     argv = ["-b", "16", "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
     jobs = [{"script": "main", "argv": ["--arch", arch, *argv], "moment": None, "checkpoint": "", "log": str(tiny / "log")}
-            for arch in ("resnet20", MIXED)]
+            for arch in (TINY, MIXED)]
     assert run_jobs(jobs, tiny) == [0, 0]
     return tiny
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 import main
 import snn
 import snn_ft
+from models.plain import plain_network
+from models.registry import REGISTRY
 from snn_layers import deploy
 from utils.checkpoints.checkpoint import load_network, read_checkpoint
 from utils.checkpoints.importer import apot_layout, published_names
@@ -20,7 +23,8 @@ from utils.data.cifar import ImageSet, load_images
 from utils.errors import UserError
 from utils.training import loading
 
-SMALL = ["--arch", "resnet20", "--dataset", "digits", "-b", "16"]
+TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
+SMALL = ["--arch", TINY, "--dataset", "digits", "-b", "16"]
 TEST_IMAGES = 90
 
 
@@ -42,7 +46,7 @@ def result(tmp_path_factory):
     root = tmp_path_factory.mktemp("result")
     flags = [*SMALL, "--result", str(root), "--epochs", "2"]
     main.main([*flags, "--bit", "32", "--lr", "0.05"])
-    main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / "resnet20_32bit" / "model_best.pth.tar")])
+    main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / "tiny_net-network_32bit" / "model_best.pth.tar")])
     return root
 
 
@@ -57,7 +61,7 @@ def flags(result, bit=2):
 
 
 def test_a_run_leaves_its_checkpoints_arguments_and_log(result):
-    path = result / "resnet20_2bit"
+    path = result / "tiny_net-network_2bit"
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.pth.tar", "config.json", "log.jsonl", "model_best.pth.tar"]
     config = json.loads((path / "config.json").read_text())
     assert config["settings"]["training"]["lr"] == 0.02
@@ -77,7 +81,7 @@ def test_the_float_network_learns_digits(result, capsys):
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(result):
-    history = read_checkpoint(result / "resnet20_2bit" / "checkpoint.pth.tar")["history"]
+    history = read_checkpoint(result / "tiny_net-network_2bit" / "checkpoint.pth.tar")["history"]
     best = main.main([*flags(result), "-e"])["scores"].top1
     assert best == pytest.approx(max(line["test_top1"] for line in history), abs=1e-4)
 
@@ -85,7 +89,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(result):
 def test_a_finished_run_is_not_overwritten_unless_told(result, tmp_path):
     run = [*SMALL, "--result", str(tmp_path), "-t"]
     main.main(run)
-    directory = tmp_path / "resnet20_32bit_test"
+    directory = tmp_path / "tiny_net-network_32bit_test"
     assert (directory / "model_best.pth.tar").exists()
     main.main(run)  # a smoke test replaces its own directory
     again = [*flags(result), "--epochs", "2"]
@@ -111,7 +115,7 @@ def test_evaluation_prints_both_networks_and_the_table(result, capsys):
     assert full == outcome["snn"].top1
     assert f"{early[0]:.2f}, {early[1]:.2f} % after 1, 2 steps" in printed
     assert snn.main([*flags(result), "-e", "--steps", "2"])["snn"].top1 == early[1]
-    assert len(re.findall(r"^body\.\S+ +\d", printed, re.MULTILINE)) == 19
+    assert len(re.findall(r"^body\.\S+ +\d", printed, re.MULTILINE)) == 5
 
 
 def test_accuracies_are_the_same_without_statistics_and_with_both_networks_deployed(result, capsys, monkeypatch):
@@ -133,7 +137,7 @@ def test_accuracies_are_the_same_without_statistics_and_with_both_networks_deplo
 def test_full_delay_scores_what_the_ann_scores(result):
     outcome = snn.main([*flags(result), "-e", "-u", "--delay", "3"])
     assert outcome["snn"].top1 == outcome["ann"].top1
-    assert outcome["latency"] == 3 + 18 * 3
+    assert outcome["latency"] == 3 + 4 * 3
 
 
 def test_without_e_the_test_set_is_not_read(result, monkeypatch):
@@ -147,9 +151,9 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
 def test_tuning_saves_a_network_that_snn_loads(result, capsys):
     tune = [*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "16", "--calib", "32"]
     tuned = snn_ft.main(tune)
-    path = result / "resnet20_2bit_ft"
+    path = result / "tiny_net-network_2bit_ft"
     assert tuned["directory"] == path
-    before, after = (read_checkpoint(p)["state_dict"] for p in (result / "resnet20_2bit" / "model_best.pth.tar",
+    before, after = (read_checkpoint(p)["state_dict"] for p in (result / "tiny_net-network_2bit" / "model_best.pth.tar",
                                                                path / "model_best.pth.tar"))
     assert any(not torch.equal(before[key], after[key]) for key in after)
     outcome = snn.main([*flags(result), "-e", "--init", str(path / "model_best.pth.tar")])
@@ -157,7 +161,7 @@ def test_tuning_saves_a_network_that_snn_loads(result, capsys):
     assert outcome["ann"].top1 == tuned["ann"] == snn.main([*flags(result), "-e"])["ann"].top1  # not that of the tuned weights
     assert f"tuned: {tuned['before']:.2f} -> {tuned['after']:.2f} %" in capsys.readouterr().out
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    assert [line["unit"] for line in lines] == list(range(1, 19))
+    assert [line["unit"] for line in lines] == list(range(1, 5))
     assert all(len(line["losses"]) == line["kept_epochs"] == 2 for line in lines)
     with pytest.raises(UserError, match="has delay 0"):
         snn_ft.main([*tune, "--delay", "1", "--resume"])
@@ -169,7 +173,7 @@ def test_tuning_saves_a_network_that_snn_loads(result, capsys):
 
 
 def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys, short):
-    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", *init, "--cache", "0", "-t", "-b", "2"])
     assert "going --online" in capsys.readouterr().out
 
@@ -189,8 +193,16 @@ snn_ft.py --arch alex --bit 3 -id 2  -n 8 --init result/alex_3bit/model_best.pth
 """
 
 
-def test_published_command_lines_run_as_they_stand(tmp_path, capsys, short, monkeypatch):
+def narrow_alex(num_classes):
+    """Return AlexNet with an eighth of the channels."""
+    return plain_network([12, (32, 2), (48, 2), 48, (32, 2)], [512, 256], num_classes)
+
+
+@pytest.mark.parametrize("narrow", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_published_command_lines_run_as_they_stand(tmp_path, capsys, short, monkeypatch, narrow):
     """As published, in order, with -t (a smoke test, which writes to directories of its own), small batches and 40 digits."""
+    if narrow:
+        monkeypatch.setitem(REGISTRY["cifar"], "alex", (narrow_alex, REGISTRY["cifar"]["alex"][1]))
     monkeypatch.setattr(splits, "load_images", lambda *args: some_of(load_images(*args), slice(40)))
     for line in PUBLISHED.strip().splitlines():
         name, *arguments = line.replace("result/", f"{tmp_path}/").replace("bit/", "bit_test/").split()
@@ -202,11 +214,11 @@ def test_published_command_lines_run_as_they_stand(tmp_path, capsys, short, monk
 
 def test_checkpoints_of_other_data_sets_are_refused(result):
     with pytest.raises(UserError, match="holds dataset digits, not cifar10"):
-        snn.main(["--arch", "resnet20", "--bit", "2", "--init", str(result / "resnet20_2bit" / "model_best.pth.tar")])
+        snn.main(["--arch", TINY, "--bit", "2", "--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar")])
 
 
 def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_path):
-    network = load_network(result / "resnet20_2bit" / "model_best.pth.tar")
+    network = load_network(result / "tiny_net-network_2bit" / "model_best.pth.tar", TINY)
     state = network.state_dict()
     path = tmp_path / "apot.pth.tar"
     torch.save({theirs: state[ours] for ours, theirs in published_names(network, dict(apot_layout(network))).items()}, path)
@@ -230,11 +242,11 @@ def test_cifar100_from_the_official_files(tmp_path):
 
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
 def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
-    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "32",
            *init, *teacher]
     tuned = snn_ft.main(run)
-    assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_unsigned"
+    assert tuned["directory"] == tmp_path / "tiny_net-network_2bit_ft_global_unsigned"
     lines = [json.loads(line) for line in (tuned["directory"] / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
@@ -244,7 +256,7 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
 
 
 def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):
-    init = ["--init", str(result / "resnet20_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.15", "-t", *init])
     assert "lower --lr" in capsys.readouterr().err
 
@@ -256,9 +268,9 @@ def test_calibration_brings_the_spiking_network_closer(result):
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tiny, tmp_path):
-    run = ["--arch", "resnet20", "--data", str(tiny), "-b", "16", "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
+    run = ["--arch", TINY, "--data", str(tiny), "-b", "16", "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
     (tmp_path / "real").mkdir()
-    (tmp_path / "resnet20_32bit").symlink_to(tmp_path / "real")
+    (tmp_path / "tiny_net-network_32bit").symlink_to(tmp_path / "real")
     main.main(run)
     (tmp_path / "real" / "notes.txt").write_text("mine")
     main.main([*run, "--overwrite", "--seed", "1", "--weight-bit", "32"])
