@@ -1,4 +1,4 @@
-# make demo: a quantized network becomes a spiking one, in 3 to 6 minutes. make test: the tests, in 6 to 7.
+# make demo: a quantized network becomes a spiking one, in one to two minutes. make test: the tests, in 4 to 5.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
