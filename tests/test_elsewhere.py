@@ -157,6 +157,8 @@ def test_a_float_checkpoint_is_quantized_fitted_saved_and_converted_with_its_pix
     assert again["layers"] == fitted["layers"]
     with pytest.raises(UserError, match="never imported"):
         load_network(saved)
+    with pytest.raises(UserError, match=r"is of the network \S+small.py:network: name it with --arch"):
+        snn.main(["--init", str(saved), "--dataset", "digits"])
 
 
 def test_a_network_of_a_file_trains_and_goes_on(small_file, tmp_path):

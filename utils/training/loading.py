@@ -105,8 +105,7 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
     network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
     images = data.batches(train=True).first(count)
     targets = outputs(data.placed(data.check(network, run.init)), images)
-    network = data.placed(quantize_(network, run.bit, weight_bit))
-    learn_(fit_(network, images), images, targets)
+    network = learn_(fit_(data.placed(quantize_(network, run.bit, weight_bit)), images), images, targets)
     agree_(network)
     if Place.of_environment(run.local_rank).first:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,15 +116,17 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
 
 
 def completed(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours."""
+    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours.
+
+    UserError if its network is of a user's file: a file is imported only where the command line names it.
+    """
     file = flags.get("init")
     if file is None or (flags["arch"] and flags["bit"]):
         return flags
-    contents = read_checkpoint(file)
-    ours = contents if "format" in contents else {}
-    known = {name: ours[name] for name in ("arch", "bit") if isinstance(ours.get(name), str | int)}
-    if models.file_of(str(known.get("arch", ""))) is not None:
-        del known["arch"]  # a file is imported only where the command line names it
+    ours = read_checkpoint(file)
+    known = {name: ours[name] for name in ("arch", "bit") if "format" in ours and isinstance(ours.get(name), str | int)}
+    if flags["arch"] is None and models.file_of(str(known.get("arch", ""))) is not None:
+        raise UserError(f"{file} is of the network {known['arch']}: name it with --arch; what a checkpoint names is never imported")
     return flags | {name: value for name, value in known.items() if flags[name] is None}
 
 
@@ -160,8 +161,7 @@ def spiking(how: SpikeSettings, ann: Network) -> Network:
 
 def calibrate(count: int, snn: Network, ann: Network, batches: Batches) -> float:
     """Calibrate the rates on `count` augmented training images; return the seconds that it took."""
-    began = time.monotonic()
-    images = batches.first(count)
+    began, images = time.monotonic(), batches.first(count)
     calibrate_rates_(snn, ann, images)
     agree_(snn)
     seconds = time.monotonic() - began
