@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from ..functional import HALF, RETRACTION
+from ..functional import HALF, integrate_and_fire
 
 SURROGATES = ("rectangle", "triangle")
 
@@ -41,24 +41,15 @@ class _ThroughTime(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, current: Tensor, threshold: Tensor, signed: bool, delay: int, start: float,
                 surrogate: str) -> Tensor:
-        steps, seen = len(current), 0
-        membrane = (threshold * start).expand_as(current[0])
-        fired = torch.zeros_like(membrane) if signed else None
-        spike_train, slopes = [], []
-        for step in range(steps):
-            while seen < min(step + 1 + delay, steps):
-                membrane = membrane + current[seen]
-                seen += 1
-            slopes.append(slopes_of(membrane, threshold, fired, surrogate))
-            spikes = (membrane >= threshold).to(current.dtype)
-            if fired is not None:
-                spikes = spikes - ((membrane <= RETRACTION) & (fired > 0)).to(current.dtype)
-                fired = fired + spikes
-            membrane = membrane - spikes * threshold
-            spike_train.append(spikes)
+        membranes: list[Tensor] = []
+        spike_train = integrate_and_fire(current, threshold, signed, delay, start, membranes)
+        fired, slopes = torch.zeros_like(current[0]), []
+        for spikes, after in zip(spike_train, membranes[1:], strict=True):
+            slopes.append(slopes_of(after + spikes * threshold, threshold, fired if signed else None, surrogate))
+            fired = fired + spikes
         ctx.save_for_backward(threshold, torch.stack(slopes))
         ctx.delay = delay
-        return torch.stack(spike_train)
+        return spike_train
 
     @staticmethod
     @once_differentiable
