@@ -10,11 +10,6 @@ from ..checkpoints.checkpoint import BEST, read_checkpoint, recorded, run_name
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
-EPOCHS = {"cifar10": 300, "imagenet": 60}  # of the published schedules
-BITS = {"cifar10": (FLOAT_BITS, 4, 3, 2), "imagenet": (4, 3, 2)}  # ImageNet starts from TorchVision's float networks
-RATES = {"cifar10": {FLOAT_BITS: "0.1", 4: "0.04", 3: "0.04", 2: "0.04"}, "imagenet": {4: "0.025", 3: "0.0025", 2: "0.0025"}}
-DECAYS = {"cifar10": {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}, "imagenet": dict.fromkeys((4, 3, 2), "1e-4")}
-BATCH = {"cifar10": (), "imagenet": ("-b", "256", "--accum", "4")}  # published: four processes with 256 images each
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
 TIME_EPOCHS = 10  # of tuning through time
@@ -22,6 +17,34 @@ NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
 STEP = 0.5  # cost of a time step of a deployed spiking network, in float forward passes
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A published training.
+
+    Attributes:
+        epochs: of each stage.
+        rates: learning rate at each bit-width, in order; a stage starts from the one before, the first one of ImageNet from
+            TorchVision's float network.
+        decays: weight decay at each bit-width.
+        batch: flags of the batch: as many images an update as published, by 256 at a time.
+    """
+
+    epochs: int
+    rates: dict[int, str]
+    decays: dict[int, str]
+    batch: tuple[str, ...] = ()
+
+
+OF_1024 = ("-b", "256", "--accum", "4")
+SCHEDULES = {"cifar10": Schedule(300, {FLOAT_BITS: "0.1", 4: "0.04", 3: "0.04", 2: "0.04"},
+                                 {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}),
+             "imagenet": Schedule(60, {4: "0.025", 3: "0.0025", 2: "0.0025"}, dict.fromkeys((4, 3, 2), "1e-4"), OF_1024)}
+DECAY = {**dict.fromkeys((5, 4, 3), "1e-4"), 2: "2e-5"}
+APOT = {"torchvision:resnet18": Schedule(100, {5: "0.01", 4: "0.01", 3: "0.01", 2: "0.04"}, DECAY, OF_1024),  # APoT, ICLR 2020
+        "torchvision:resnet34": Schedule(100, {5: "0.1", 4: "0.1", 3: "0.1", 2: "0.1"}, DECAY, OF_1024),
+        "torchvision:resnet50": Schedule(100, {4: "0.05", 3: "0.05"}, DECAY, ("-b", "256", "--accum", "2"))}
 
 
 @dataclass(frozen=True)
@@ -49,18 +72,23 @@ class Networks:
     rate: float = 1.0
 
     @property
+    def schedule(self) -> Schedule:
+        """Return the published training."""
+        return APOT.get(self.arch, SCHEDULES["imagenet"]) if self.dataset == "imagenet" else SCHEDULES[self.dataset]
+
+    @property
     def bits(self) -> tuple[int, ...]:
         """Return the bit-widths of the chain."""
-        return self.chosen or BITS[self.dataset]
+        return self.chosen or tuple(self.schedule.rates)
 
     @property
     def epochs(self) -> int:
         """Return the epochs of each stage of the chain."""
-        return max(1, round(EPOCHS[self.dataset] * self.scale))
+        return max(1, round(self.schedule.epochs * self.scale))
 
     def trained_for(self, bit: int) -> str:
         """Return the epochs of the training with `bit` bits beside the published number; for a file without them, its directory."""
-        full, epochs, path = EPOCHS[self.dataset], self.epochs, self.path(bit, 0)
+        full, epochs, path = self.schedule.epochs, self.epochs, self.path(bit, 0)
         if self.files is not None:
             epochs = recorded(read_checkpoint(path)).get("epochs") if path.is_file() else None
         if epochs is None:
@@ -96,11 +124,11 @@ class Networks:
     def trained(self, bit: int, seed: int, start: Path | None, kind: str = "", flags: tuple[str, ...] = ()) -> Stage:
         """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
         train, test = IMAGES[self.dataset]
-        schedule = "step" if self.epochs == EPOCHS[self.dataset] else "cosine"
-        rate = RATES[self.dataset][bit]
-        rate = rate if self.rate == 1 else f"{self.rate * float(rate):g}"
-        flags = ("--epochs", str(self.epochs), "--lr", rate, "--wd", DECAYS[self.dataset][bit],
-                 "--lr-schedule", schedule, "--seed", str(seed), *BATCH[self.dataset], *self.extra_of(bit), *flags)
+        published = self.schedule
+        shape = "step" if self.epochs == published.epochs else "cosine"
+        rate = published.rates[bit] if self.rate == 1 else f"{self.rate * float(published.rates[bit]):g}"
+        flags = ("--epochs", str(self.epochs), "--lr", rate, "--wd", published.decays[bit], "--lr-schedule", shape,
+                 "--seed", str(seed), *published.batch, *self.extra_of(bit), *flags)
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
         passes = self.epochs * (test + ("--teacher" in flags) * train)

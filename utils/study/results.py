@@ -20,6 +20,8 @@ class Published:
 FLOAT = "published recipe of APoT (ICLR 2020)"
 APOT = f"{FLOAT}, APoT activations; ours are uniform"
 FAST_SNN = "Fast-SNN, TPAMI 2023"
+APOT_IMAGENET = MappingProxyType({18: {5: 70.75, 4: 70.74, 3: 69.79, 2: 66.46}, 34: {5: 74.26, 4: 74.12, 3: 73.55, 2: 71.30},
+                                  50: {4: 76.80, 3: 75.92}})
 
 # (data set, architecture, bits, neuron, method) -> published result, as far as we know.
 PUBLISHED = MappingProxyType({
@@ -33,6 +35,8 @@ PUBLISHED = MappingProxyType({
     ("cifar10", "resnet56", 2, "ANN", "trained"): Published(93.05, APOT),
     ("cifar10", "resnet18", 2, "signed", "layer-wise"): Published(95.42, FAST_SNN),
     ("imagenet", "vgg16", 2, "signed", "layer-wise"): Published(71.31, FAST_SNN),
+    **{("imagenet", f"torchvision:resnet{depth}", bit, "ANN", "trained"): Published(accuracy, APOT)
+       for depth, rows in APOT_IMAGENET.items() for bit, accuracy in rows.items()},
 })
 
 

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
-from .networks import CALIBRATE, EPOCHS, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import APOT, CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
 from .stages import TRAININGS, Stage
 
-ARCHS = MappingProxyType({"cifar10": ("resnet20", "alex", "vgg11", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16")})
+ARCHS = {"cifar10": ("resnet20", "alex", "vgg11", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16", *APOT)}
 ELSEWHERE = ("torchvision:resnet18", "torchvision:mobilenet_v2", "examples/vgg.py:vgg")  # not made for this repository
 ELSEWHERE_RATE = 0.2  # at the published rates, few epochs end at half the accuracy
 TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "ablation", "conversion", "latency")
@@ -184,7 +184,7 @@ def recipe(networks: Networks, seeds: list[int]) -> list[Row]:
 
     All rows of a bit-width start from the same network, the first seed's with one bit more; the teacher is its float network.
     """
-    short = replace(networks, scale=RECIPE_EPOCHS / EPOCHS[networks.dataset])
+    short = replace(networks, scale=RECIPE_EPOCHS / networks.schedule.epochs)
     parts = {**RECIPE_PARTS, "teacher": ("--teacher", str(networks.path(FLOAT_BITS, seeds[0])))}
     every = tuple(flag for flags in parts.values() for flag in flags)
     rows = []
