@@ -12,11 +12,13 @@ import hashlib
 import inspect
 import json
 import os
+import pickle
 import platform
 import stat
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +45,7 @@ class Packaged:
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
         self.versions: dict[str, Callable[..., Tensor] | None] = {}
+        self.noted: dict[str, tuple] | None = None  # see `built_together`
 
     def __call__(self, *args: Any) -> Tensor:
         """Call the function."""
@@ -50,6 +53,9 @@ class Packaged:
         if not all(map(fits, tensors)):
             return compiled(self.function)(*args)
         key = specification(args)
+        if key not in self.versions and self.noted is not None and not built(self.function, key):
+            self.noted[key] = tuple(value.to("meta") if isinstance(value, Tensor) else value for value in args)
+            return self.function(*args)
         if key not in self.versions:
             self.versions[key] = version(self.function, args, key)
         found = self.versions[key]
@@ -78,6 +84,43 @@ def packaged(function: Callable[..., Tensor]) -> Packaged:
     return Packaged(function)
 
 
+def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[], None]) -> None:
+    """Call `run`, with the packages that these functions need in it; those that are missing are built first, one on each core.
+
+    Which are needed is found by a first call, in which a function without its package runs as it is. A package that could not be
+    built is left to its next call.
+    """
+    parts = [packaged(function) for function in functions]
+    for part in parts:
+        part.noted = {}
+    try:
+        run()
+        jobs = [(part.function, args, package_path(part.function, key)) for part in parts for key, args in part.noted.items()]
+    finally:
+        for part in parts:
+            part.noted = None
+    if not jobs:
+        return
+    command = [sys.executable, "-c", "from quant.packaged import build_all; build_all()"]
+    count = min(len(jobs), os.cpu_count() or 1)
+    builders = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
+                for _ in range(count)]
+    for number, builder in enumerate(builders):
+        with suppress(BrokenPipeError), builder.stdin as pipe:
+            pickle.dump((torch.get_num_threads(), jobs[number::count]), pipe)
+    for builder in builders:
+        builder.wait()
+    run()
+
+
+def build_all() -> None:
+    """Build the packages that `built_together` names on the standard input."""
+    threads, jobs = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    for function, args, path in jobs:
+        build(function, args, path)
+
+
 def fits(tensor: Tensor) -> bool:
     """Return whether a package may take a tensor: its code reads a CPU's memory in order."""
     return (tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dim() > 0
@@ -103,6 +146,12 @@ def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[
         return load(path)
     except Exception:  # the compiler's errors have no common class; `compiled` says what is wrong
         return None
+
+
+def built(function: Callable[..., Tensor], key: str) -> bool:
+    """Return whether a version has its package, or can have none."""
+    path = package_path(function, key)
+    return path is None or private(path)
 
 
 def load(path: Path) -> Callable[..., Tensor]:

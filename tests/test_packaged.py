@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from quant import packaged as door
-from quant.packaged import Packaged, package_path, private, specification
+from quant.packaged import Packaged, built_together, package_path, private, specification
+from snn_layers.analysis import tally
 
 
 def shifted(x: torch.Tensor, up: bool, other: torch.Tensor | None, *more: torch.Tensor) -> torch.Tensor:
@@ -65,6 +66,16 @@ def test_a_package_computes_the_function_for_any_size_and_is_found_again(cache, 
             assert torch.equal(second(*args), shifted(*args))
     assert list(second.versions.values()) != [None]
     assert len(second.versions) == 1
+
+
+def test_what_is_missing_is_built_in_other_processes_and_used(cache, monkeypatch):
+    args, found = (torch.ones(2, 5, 7, dtype=torch.uint8), torch.ones(1, 5, 7), torch.ones(2), 1, 0), []
+    monkeypatch.setattr(sys.modules["quant.packaged"], "build", None)  # nothing is built in this process
+    built_together([tally], lambda: found.append(door(tally)(*args)))
+    assert [file.suffix for file in cache.iterdir()] == [".pt2"]
+    assert [value.tolist() for value in found] == [tally(*args).tolist()] * 2  # as it is, then from the package
+    built_together([tally], lambda: found.append(door(tally)(*args)))
+    assert len(found) == 3
 
 
 def test_what_others_may_write_is_not_loaded(cache, calls):

@@ -118,6 +118,9 @@ def current_of(accumulator: Tensor, second: Tensor | None, currents: Tensor, *ot
     return current
 
 
+PASSES = (fire, fire_steps, fire_levels)
+
+
 class FusedNeuron(nn.Module):
     """A neuron on accumulators, whose spikes have the form that the next convolution takes.
 

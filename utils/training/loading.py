@@ -2,15 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import models
 from models import Network
-from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
+from quant import FLOAT_BITS, built_together, fit_, learn_, outputs, quantize_
 from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, deploy, norm_steps, to_spiking
+from snn_layers.analysis import tally
+from snn_layers.deployment.fused import PASSES
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import (
@@ -176,18 +177,14 @@ def compiles(snn: Network, batches: Batches, run: RunSettings) -> bool:
 
 def fast_pair(snn: Network, ann: Network, batches: Batches, settings: Settings) -> tuple[Network | Deployed, Network | Deployed]:
     """Return what evaluates `snn`, see `fast`, and `ann` beside it: deployed too where that pays and no part runs in float64."""
-    network = fast(snn, batches, settings)
-    if network is snn or settings.run.amp or not compiles(snn, batches, settings.run) or norm_steps(ann) is not None:
-        return network, ann
-    with told_seconds():
-        deployed = deploy(ann)
-        if deployed.exact_units():
-            return network, ann
-        share_current_(deployed.body[0], network.body[0])
-        with LayerMonitor(deployed, network) if settings.spiking.statistics else nullcontext():
-            for part in first_parts(network, batches):
-                deployed(part)
-                network(part)
+    plain = settings.spiking.reference or settings.run.amp or norm_steps(ann) is not None
+    deployed = None if plain or not compiles(snn, batches, settings.run) else deploy(ann)
+    if deployed is None or deployed.exact_units():
+        return fast(snn, batches, settings), ann
+    network = deployed_for(snn, batches, settings)
+    share_current_(deployed.body[0], network.body[0])
+    with LayerMonitor(deployed, network) if settings.spiking.statistics else nullcontext():
+        compile_([deployed, network], batches)
     return network, deployed
 
 
@@ -195,26 +192,25 @@ def fast(snn: Network, batches: Batches, settings: Settings) -> Network | Deploy
     """Return `snn` for evaluation on these batches: deployed, and compiled where that pays; with --reference itself."""
     if settings.spiking.reference:
         return snn
-    network = deploy(snn, compile=compiles(snn, batches, settings.run))
-    if network.plain:
-        print(f"{snn.neuron} neurons run by their equation, in float64: no fused pass fires the same", file=sys.stderr)
+    network = deployed_for(snn, batches, settings)
     if compiles(snn, batches, settings.run):
-        with told_seconds():
-            for part in first_parts(network, batches):
-                network(part)
+        compile_([network], batches)
     return network
 
 
-def first_parts(network: Deployed, batches: Batches) -> tuple:
-    """Return the images that a compiler needs to see."""
-    return network.parts(batches.first(2 * network.fitting_chunk(batches.first(1))))
+def deployed_for(snn: Network, batches: Batches, settings: Settings) -> Deployed:
+    """Return `snn` deployed, not compiled yet."""
+    network = deploy(snn, compile=compiles(snn, batches, settings.run))
+    if network.plain:
+        print(f"{snn.neuron} neurons run by their equation, in float64: no fused pass fires the same", file=sys.stderr)
+    return network
 
 
-@contextmanager
-def told_seconds() -> Iterator[None]:
-    """Say how long it took to compile what runs inside, if it is worth a word."""
+def compile_(networks: list[Deployed], batches: Batches) -> None:
+    """Compile what deployed networks run on these batches; say how long it took, if it is worth a word."""
     began = time.monotonic()
-    yield
+    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1))))
+    built_together((*PASSES, tally), lambda: [network(part) for part in parts for network in networks])
     seconds = time.monotonic() - began
     if seconds > NOTICED:
         print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
