@@ -1,4 +1,4 @@
-"""Every speed claim, measured side by side in one run: contenders take turns, ratios are medians with quartiles.
+"""Every speed claim, measured side by side in one run: contenders take turns, and a ratio is a median with quartiles.
 
     make bench                                             # all of it
     .venv/bin/python benchmarks/bench.py --only training   # some of it: memory, loader, training, resnet20-2, alex-4, ...

@@ -28,17 +28,17 @@ FLOAT_TRAINING = ["--epochs", "8", "--lr", "0.05", "--lr-schedule", "cosine", "-
 QUANTIZED_TRAINING = ["--epochs", "3", "--lr", "0.02", "--lr-schedule", "cosine", "--overwrite"]
 TUNING = ["-n", "1", "--lr", "0.1", "--calib", "128", "--check-images", "128", "--overwrite"]
 NEXT = """next: python main.py --arch resnet20 --bit 32 --data DIR    trains on CIFAR-10, whose unpacked binary files are in DIR
-      python snn.py -h                                     converts a network, docs/networks.md tells how to bring your own"""
+      python snn.py -h                                     converts a network; docs/networks.md tells how to bring your own"""
 
 
 def quietly(call: Any, arguments: list[str]) -> dict[str, Any]:
-    """Call a script's main() without its lines; its progress bars stay."""
+    """Call a script's main() without the lines that it prints; its progress bars stay."""
     with redirect_stdout(io.StringIO()):
         return call(arguments)
 
 
 def stage(bit: int, source: int) -> dict[str, float]:
-    """Quantize to `bit` bits, convert, fine-tune; return accuracies on the test set in percent."""
+    """Quantize to `bit` bits, convert, tune; return accuracies on the test set in percent."""
     print(f"\n{source} -> {bit} bits", flush=True)
     best = RESULT / f"{RUN}_{source}bit" / "model_best.pth.tar"
     main.main([*FLAGS, "--bit", str(bit), *QUANTIZED_TRAINING, "--init", str(best)])

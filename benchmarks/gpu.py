@@ -6,7 +6,7 @@
     python benchmarks/gpu.py --part resnet18 --minutes 20            # the chain of a wide network
 
 A part that crashes or hangs is ended and noted; the others go on. Results are written as they come to OUTPUT/gpu.json, beside a log
-of each part. Without a GPU everything runs small on the CPU, which tells whether it would run, and no speed.
+of each part. Without a GPU everything runs small on the CPU, which shows whether it would run, but not how fast.
 """
 
 import argparse
@@ -27,15 +27,15 @@ import torch
 
 from utils.checkpoints.checkpoint import revision
 
-# Seconds that a part may take at most; what others leave unused, the last one, which trains, has in addition.
+# Seconds that a part may take at most. The last part, which trains, also gets what the others leave unused.
 PARTS = {"tests": 100, "exact": 60, "accuracy": 80, "speed": 150, "repeat": 60, "chain": 90, "resnet18": 90}
-USUAL = [part for part in PARTS if part != "resnet18"]  # another chain needs a time of its own
+USUAL = [part for part in PARTS if part != "resnet18"]  # a second chain needs a call of its own
 HERE = Path(__file__).parent
 GRACE = 5.0  # seconds in which a part that watches its time ends by itself
 
 
 def card() -> dict[str, Any]:
-    """Return what the figures were measured on, and with."""
+    """Return the card and the versions with which the numbers were measured."""
     found = {"torch": torch.__version__, "python": platform.python_version(), "revision": revision(), "card": None}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

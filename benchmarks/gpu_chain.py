@@ -49,7 +49,7 @@ FAST = ["--lr-schedule", "cosine", *(["--amp", "--compile"] if GPU else [])]
 
 
 def epoch_seconds(flags: list[str]) -> tuple[float, float]:
-    """Return the seconds that a run takes until its first epoch is over, beyond an epoch's, and those of an epoch."""
+    """Return (seconds by which a run's first epoch is longer than a later one, seconds of a later epoch)."""
     found = training.main([*flags, "--epochs", "3", *FAST])
     log = [json.loads(line) for line in (found["directory"] / "log.jsonl").read_text().splitlines()]
     return log[0]["seconds"] - log[-1]["seconds"], log[-1]["seconds"]

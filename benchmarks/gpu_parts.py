@@ -64,7 +64,7 @@ def shapes() -> dict[tuple[int, ...], str]:
 
 
 def exact(data: Path, seconds: float) -> Iterator[Row]:
-    """Count, for each convolution, the accumulators of spikes and APoT integers that are not the integers they should be."""
+    """Count, for each convolution of spikes with APoT integers, the sums that are not exact, before and after rounding."""
     draw = torch.Generator().manual_seed(0)
     for (out, channels, kernel, stride, padding, size), name in shapes().items():
         fired = torch.randint(-1, 2, (16 if GPU else 1, channels, size, size), generator=draw).to(DEVICE)

@@ -73,7 +73,7 @@ def spikingjelly_network(ann: Network, images: Tensor) -> Network | None:
     """Return the unsigned spiking network with SpikingJelly's neurons; None where it is not installed.
 
     Raises:
-        RuntimeError: its spikes differ from ours.
+        RuntimeError: more than 1 in 10,000 of its spikes differ from ours.
     """
     try:
         from spikingjelly.activation_based.neuron import IFNode

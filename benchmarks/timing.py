@@ -46,7 +46,7 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warm_up:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if there is one: a clock that is read before measures launches only."""
+    """Wait for the GPU, if there is one: a clock that is read too early measures the launches only."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -60,7 +60,7 @@ def peak_memory() -> int:
 
 
 def peak_bytes(setup: str, measured: str) -> int:
-    """Return by how much a new process's peak memory grows in `measured` beyond `setup`, both Python code."""
+    """Return the bytes by which `measured` raises the peak memory of a new process that has run `setup`; both are Python code."""
     frame = (f"import sys\nsys.path.insert(0, {str(Path(__file__).parent.parent)!r})\nfrom benchmarks.timing import peak_memory\n"
              f"{setup}\nbefore = peak_memory()\n{measured}\nprint(peak_memory() - before)")
     done = subprocess.run([sys.executable, "-c", frame], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning: kept states over the published way; a global step over an ANN step and over backpropagation through time."""
+"""Tuning: the published way over kept values; a global step, and one of backpropagation through time, over an ANN step."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,9 +16,9 @@ from .timing import alternate, peak_bytes
 
 
 def tuning(batches: int = 10, checked: int = 2, rounds: int = 3) -> list[Row]:
-    """Layer-wise fine-tuning with kept states over the published way, which runs the network up to the unit each time.
+    """Layer-wise tuning in the published way, which runs the network up to the unit each time, over tuning with kept values.
 
-    A fifth as many check images as tuning images, as by snn_ft.py's defaults.
+    There are a fifth as many check images as tuning images, as in snn_ft.py's defaults.
     """
     _, ann = networks("resnet20", 2)
     count = batches * BATCH
@@ -33,7 +33,7 @@ def tuning(batches: int = 10, checked: int = 2, rounds: int = 3) -> list[Row]:
 
 
 def trainable(kind: str, bit: int) -> nn.Module:
-    """Return ResNet-20 as an ANN, for global fine-tuning, or unrolled through time."""
+    """Return ResNet-20 as an ANN, for global tuning, or unrolled through time."""
     _, ann = networks("resnet20", bit)
     if kind == "ANN":
         return ann.train()
@@ -45,7 +45,7 @@ def trainable(kind: str, bit: int) -> nn.Module:
 
 
 def whole(rounds: int = 5) -> list[Row]:
-    """A step of global fine-tuning over a training step of the quantized ANN: time and memory."""
+    """A step of global tuning, and one through time, over a training step of the quantized ANN: time and memory."""
     images, labels, rows = noise(BATCH), torch.arange(BATCH) % 10, []
     for bit in (2, 3):
         steps, contenders = time_steps(bit), {}

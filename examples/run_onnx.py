@@ -3,7 +3,7 @@
     python main.py -e --arch resnet20 --bit 2 --init result/published/resnet20_2bit.pth.tar --export network.onnx
     python examples/run_onnx.py network.onnx data/cifar-10-batches-bin/test_batch.bin
 
-The file says itself how pixels are normalised. Of a spiking network the accuracy after each number of steps is printed too.
+The file itself says how pixels are normalised. For a spiking network the accuracy after each of 1..T steps is printed.
 """
 
 import json
@@ -16,7 +16,7 @@ BATCH = 100
 
 
 def main(network: str, images: str) -> list[float]:
-    """Print and return the accuracy in percent, of a spiking network after 1..T steps; `images` is a binary file of CIFAR-10."""
+    """Print and return the accuracy in percent, for a spiking network after 1..T steps; `images` is a binary file of CIFAR-10."""
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
     mean, std = (np.reshape(json.loads(told[name]), (3, 1, 1)) for name in ("pixel_mean", "pixel_std"))

@@ -59,7 +59,7 @@ def recorded():
 
 @pytest.fixture
 def find():
-    """Return a function: a path below the repository or ../shared; it skips the test where there is none."""
+    """Return a function: a path below the repository or ../shared; it skips the test if there is none."""
 
     def place(name: str) -> Path:
         for base in (ROOT, ROOT.parent / "shared"):
@@ -137,7 +137,7 @@ def operators() -> type[Operators]:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Make a download fail as it does without network, and fail a test that would try one."""
+    """Make a download fail as it does without a network."""
 
     def refuse(*args, **kwargs):
         raise OSError("no network")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Pretended tensors cannot be inference tensors. In front of the project, whose decorators are made as it is imported.
+    # Pretended tensors cannot be inference tensors. This stands before the project's imports, which make its decorators.
     torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()
 
 import main
@@ -39,7 +39,7 @@ from utils.training.engine import evaluate, sgd, train_epoch
 from utils.training.step import Step
 
 TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
-PER_EPOCH = 50  # steps for each of which a training loop may wait once
+PER_EPOCH = 50  # steps in which a training loop may wait once
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def fitted():
 
 
 @pytest.fixture
-def ann(fitted, gpu):  # in this order: fitted on the CPU
+def ann(fitted, gpu):  # in this order, so that it is fitted on the CPU
     return copy.deepcopy(fitted).to(GPU, memory_format=torch.channels_last)
 
 

@@ -1,7 +1,8 @@
 """Runs scripts that stop before their first step until told to go on; each is a fork, which need not import torch again.
 
-A line of the input is a job, {"place", "script", "argv"}: the step touches PLACE/here and waits for PLACE/go. Printed are its
-process's number, at the end its exit code or minus the signal that ended it; its own lines go to PLACE/log.
+A line of the input is a job, {"place", "script", "argv"}: the step touches PLACE/here and waits for PLACE/go. For each job two
+numbers are printed: that of its process, and at its end the exit code, or minus the signal that ended it. What the job itself
+prints goes to PLACE/log.
 """
 
 import importlib
@@ -22,7 +23,7 @@ SCRIPTS = {name: importlib.import_module(name) for name in ("main", "snn_ft")}
 
 
 def hold(place: Path) -> None:
-    """Let the first step of this process, which ends anyway, say that it is here, and wait."""
+    """Let the first step of this process touch `place`/here and wait for `place`/go."""
     step = torch.optim.SGD.step
 
     def first(*args, **kwargs):

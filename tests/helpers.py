@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Return a smooth random picture, as photographs are: noise magnified."""
+    """Return a random picture, as smooth as a photograph: magnified noise."""
     noise = np.random.RandomState(seed).randint(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.BICUBIC)
 
@@ -29,7 +29,7 @@ def same(a: object, b: object) -> bool:
 
 
 def timeless(history: list[dict]) -> list[dict]:
-    """Return the lines of a log without what another run measures otherwise."""
+    """Return the lines of a log without what differs from run to run: seconds and revisions."""
     return [{key: value for key, value in line.items() if key not in ("seconds", "revisions")} for line in history]
 
 

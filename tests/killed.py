@@ -2,8 +2,8 @@
 
 A job is {"script", "argv", "moment", "log", "checkpoint", "resume"}: where the checkpoint exists, `resume` replaces `argv`.
 
-A moment is [what, n], the n-th time from 1: "step" before an optimizer's step, "write" halfway through a checkpoint,
-"rename" before and "renamed" after a file takes its place; null lets the script end, "alarm" n kills it after n seconds.
+A moment is [what, n], the n-th time, counted from 1: "step" before an optimizer's step, "write" halfway through a checkpoint,
+"rename" before and "renamed" after a file takes its place. ["alarm", n] kills the script after n seconds, null lets it end.
 Each job is a fork of this process, which has imported everything and run nothing: no job pays for the import of torch.
 """
 
@@ -62,7 +62,7 @@ class Moment:
 
 
 def arm(what: str, count: float) -> None:
-    """Install a moment in this process, which ends anyway."""
+    """Install a moment in this process for good: it ends with its job."""
     if what == "alarm":
         signal.setitimer(signal.ITIMER_REAL, count)  # without a handler the signal ends the process
         return

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-LEAK = 0.9  # what is left of a membrane after a step
+LEAK = 0.9  # the part of a membrane that is left after a step
 
 
 def leaky(current: Tensor, threshold: Tensor, delay: int = 0, start: float = 0.5, membranes: list[Tensor] | None = None) -> Tensor:

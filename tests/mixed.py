@@ -1,4 +1,4 @@
-"""A network of a user's file: concatenation, max-pooling behind it, a value that two units read."""
+"""A network of a user's file: concatenation, max-pooling after it, a value that two units read."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
 """A GPU that is none: tensors that say they are on cuda:0, hold their data on the CPU, and refuse what CUDA refuses.
 
-It tells of operations that mix devices, and counts by file and line where a program waits for the device: each number that it asks
-for, each copy to or from the CPU. It cannot tell of streams, of TF32, or of faults of memory formats, and autocast is off on it.
+It finds operations that mix devices, and counts by file and line where a program waits for the device: each number that it asks
+for, each copy to or from the CPU. It knows nothing of streams, TF32 and memory formats, and autocast is off on it.
 """
 
 import collections
@@ -111,7 +111,7 @@ class PretendedGPU(TorchDispatchMode):
         self.calls: collections.Counter = collections.Counter()
 
     def note(self, kind: str) -> None:
-        """Count a wait where the project's innermost frame is."""
+        """Count a wait at the file and line of the project's innermost frame."""
         frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT)) and ".venv" not in f.filename]
         ours = [f for f in frames if not f.filename.startswith(str(ROOT / "tests"))] or frames
         self.waits[f"{kind}, {Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}"] += 1

@@ -159,7 +159,7 @@ def test_apot_quantized_networks_serve_as_a_start_for_training(find):
     network = load_network(find("checkpoints/apot_resnet20_4bit.pth.tar"), "resnet20", 4)
     assert network.trainable_start
     thresholds = [relu.threshold.item() for _, relu in network.units()]
-    assert thresholds[-1] == 6  # theirs belong to the convs that read, and the last activation feeds no conv
+    assert thresholds[-1] == 6  # APoT's belong to the conv that reads the activation, and no conv reads the last one
     assert len(set(thresholds[:-1])) == 18
     fit_(network, torch.randn(8, 3, 32, 32))
 
@@ -180,7 +180,7 @@ def test_the_published_float_network_scores_9296_on_the_test_set(find):
 
 def test_the_revision_marks_changed_code_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "utils" / "code.py"))
-    revision = checkpoint.revision.__wrapped__  # without what the process keeps of its first call
+    revision = checkpoint.revision.__wrapped__  # without the cache of its first call
     assert revision() == "unknown"
     files = [tmp_path / name for name in ("utils/code.py", "result/table.json", "README.md")]
     for file in files:

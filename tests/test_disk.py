@@ -36,7 +36,7 @@ def remount(disk: Path, options: str) -> None:
 
 
 def spoiled_in_epoch(number: int, spoil, monkeypatch) -> None:
-    """Let `spoil` happen while an epoch, counted from 0, is trained."""
+    """Call `spoil` at the start of an epoch, counted from 0."""
     train_one = train.train_one
 
     def spoiled(epoch, *args):

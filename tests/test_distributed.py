@@ -51,7 +51,7 @@ def work(tasks: str, processes: int, root: Path, out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def two(root, tmp_path_factory) -> list[dict]:
-    """Return the results of two processes: starting them takes longer than what they do."""
+    """Return the results of two processes, started once for all tests: starting takes longer than their work."""
     return work("train,tune", 2, root, tmp_path_factory.mktemp("two"))
 
 
@@ -69,7 +69,7 @@ def test_validation_is_the_same_on_any_number_of_processes(root, tmp_path, proce
 
 
 def test_two_processes_train_as_one_with_twice_the_batch_does(root, two, tmp_path):
-    """BN aside: its layers are frozen, since each process has its own batch statistics. So does a step of two batches."""
+    """BN is frozen, since each process has its own batch statistics. One process with two batches to a step agrees too."""
     first, second = (result["train"] for result in two)
     alone = Work(root, Place(), tmp_path)
     one, accumulated = alone.train(), alone.accumulate()

@@ -30,12 +30,12 @@ def test_links_lead_to_files_in_the_clone(document):
 
 def test_the_readme_leads_to_every_other_document():
     linked = {(ROOT / target).resolve() for target, _ in LINK.findall((ROOT / "README.md").read_text())}
-    beside = {ROOT / "result" / "README.md"}  # of the folder in which one stands anyway
+    beside = {ROOT / "result" / "README.md"}  # seen by all who open the folder
     assert {path.resolve() for path in DOCUMENTS} - linked - {path.resolve() for path in (*beside, ROOT / "README.md")} == set()
 
 
 def test_files_that_the_readme_names_are_there():
-    """Paths in code: of files in git, but for what a run makes or a user brings."""
+    """Paths in code style, without those that a run makes or a user brings."""
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"`((?:models|quant|snn_layers|utils|tests|benchmarks)/[\w/.]*)`", text))
     assert named

@@ -1,4 +1,4 @@
-"""What torchrun learns of a worker's end, which runs go on after a restart, and downloads once a node: in one process."""
+"""What torchrun learns of a worker's end, which runs go on after a restart, downloads once a node; tested in one process."""
 
 import sys
 from functools import partial
@@ -50,7 +50,7 @@ def test_torchrun_shows_the_error_that_ended_a_worker(tmp_path, monkeypatch, cap
     if code:
         assert stopped.value.code == code
         assert ("".join(said for *_, said in waits) + capsys.readouterr().err).count("\n") == 1
-    # The line comes at once, what torchrun reads after it has had time to see the one that failed first.
+    # The line comes at once. The file for torchrun comes later, so that torchrun has seen the worker that failed first.
     assert waits == ([(30, False, "error: process 0 lost the others\n")] if isinstance(error, LostError) else [])
 
 

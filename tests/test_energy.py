@@ -48,7 +48,7 @@ def units_of(model: Network) -> list[tuple[str, Unit]]:
 
 
 def recorded_run(model: Network) -> tuple[dict, dict]:
-    """Return what goes into each layer with weights, and what comes out of each unit by its name."""
+    """Return the input of each layer that has weights, and the output of each unit by its name."""
     inputs, outputs = {}, {}
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

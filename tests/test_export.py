@@ -40,7 +40,7 @@ class Run:
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Return whether two logits differ by less than a spike would make them: 1e-5 of the largest."""
+    """Return whether logits differ by at most 1e-5 of the largest: a single other spike would change more."""
     return found.shape == wanted.shape and (found.double() - wanted.double()).abs().max() <= 1e-5 * wanted.abs().max()
 
 

@@ -1,4 +1,4 @@
-"""A process of several that raises, is killed or hangs ends all others in time, its error is shown, and none is left behind."""
+"""If one of several processes raises, is killed or hangs, all others end in time, its error is shown, and none is left."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_process_that_ends_ends_the_others(root, tmp_path, task, processes, sh
 
 
 def test_a_mistake_that_one_process_finds_is_the_root_cause(root, tmp_path):
-    """In torchrun's summary, as the one line that it is; the others say in a line that they have lost it."""
+    """Torchrun's summary shows it as one line; the others say in one line that they have lost it."""
     images = tmp_path / "images"
     shutil.copytree(root, images)
     (images / "train" / "n00000005" / "5.JPEG").write_bytes(b"no picture")  # of rank 1, in its first batch

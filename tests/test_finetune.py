@@ -87,7 +87,7 @@ def test_each_epoch_is_run(quantized, batches):
 
 @pytest.mark.parametrize("neuron", ["signed", "unsigned"])
 def test_kept_states_equal_a_run_from_the_images(small, batches, neuron):
-    """In float64 the plain layers of --online fire the spikes of the deployment that runs the kept states."""
+    """In float64 the plain layers of --online fire the same spikes as the deployment that advances the kept values."""
     config = FinetuneConfig(epochs=2, lr=0.05, force=True)
     batches = [(images.double(), labels) for images, labels in batches]
     snns = []
@@ -99,7 +99,7 @@ def test_kept_states_equal_a_run_from_the_images(small, batches, neuron):
 
 
 def test_kept_states_run_each_unit_a_fixed_number_of_times(quantized, batches, monkeypatch):
-    """O(L): a unit runs once to be tuned and once to be passed by."""
+    """O(L): a unit runs once to be tuned and once when the values advance past it."""
     runs, forward = [], SpikingUnit.forward
     monkeypatch.setattr(SpikingUnit, "forward", lambda self, *args: (runs.append(self), forward(self, *args))[1])
     finetune(to_spiking(quantized), quantized, batches, [], FinetuneConfig(force=True))

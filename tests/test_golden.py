@@ -13,7 +13,7 @@ NETWORKS = [("cifar10", arch, bit, f"cifar10_{prefix}{arch}_{bit}bit")
             for bit in bits]
 NETWORKS += [("imagenet", "alexnet", bit, f"imagenet_alexnet_{bit}bit") for bit in (4, 3, 2)]
 NETWORKS += [("imagenet", "vgg16", 2, "imagenet_vgg16_2bit")]
-# Of the wide networks, which take up to ten seconds each, the usual run has one bit-width.
+# Wide networks take up to ten seconds each; the usual run leaves these out.
 LARGE = [("alex", 3), ("alex", 2), ("vgg11", 2), ("resnet18", 3), ("alexnet", 4), ("alexnet", 2), ("vgg16", 2)]
 
 

@@ -176,7 +176,7 @@ def test_rates_and_calibration_run_on_any_network(network, neuron):
     snn, x = to_spiking(ann, neuron), images(4, seed=5).double()
     for a, b in zip(tree_leaves(rate_logits(snn, x, firing_rates(snn, x))), tree_leaves(snn(x)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    full = to_spiking(ann, neuron, delay=3)  # nothing is lost, so that nothing is shifted, but at rounding ties
+    full = to_spiking(ann, neuron, delay=3)  # nothing is lost, so that nothing is shifted, except at rounding ties
     for a, b in zip(tree_leaves(calibrate_rates_(full, ann, x)(x)), tree_leaves(ann(x)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -234,7 +234,7 @@ class Inverted(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Two pre-activation blocks: a ReLU and a sum read the output of the first convolution, and each sum."""
+    """Two pre-activation blocks: the input of each is read by a ReLU and by a sum."""
 
     def __init__(self):
         super().__init__()
@@ -274,7 +274,7 @@ def test_layers_of_a_value_that_several_units_read_are_tuned_with_its_first_read
         assert {name: seen[name] for name in owners} == owners
         losses.append([result.losses for result in results])
         assert sum(after[-1] for after in losses[-1]) < 0.7 * sum(after[0] for after in losses[-1])
-    for kept, fresh in zip(*losses, strict=True):  # values that wait between units are what a run from images makes
+    for kept, fresh in zip(*losses, strict=True):  # kept values are those of a run from the images
         assert kept == pytest.approx(fresh, rel=1e-2)
 
 
@@ -358,7 +358,7 @@ def test_a_filter_keeps_layers_float():
 
 
 class Chunks(nn.Module):
-    """Halves of what one unit gives go to several others, as in ShuffleNet."""
+    """Halves of one unit's output go to several others, as in ShuffleNet."""
 
     def __init__(self):
         super().__init__()
@@ -381,7 +381,7 @@ def test_what_units_share_is_tensors_and_no_lists_of_them():
 
 
 class Padded(nn.Module):
-    """A shortcut without weights, which drops places and puts on channels of zeros (He et al., option A)."""
+    """A shortcut without weights, which drops places and adds channels of zeros (He et al., option A)."""
 
     def __init__(self):
         super().__init__()

@@ -57,7 +57,7 @@ def test_a_variance_of_0_in_one_channel_is_named_unless_it_only_saw_zeros(quanti
     assert fault(quantized) is None
     bn.running_var[3] = 0
     assert fault(quantized) == "body.5.part1.bn has the variance 0 in channel 3"
-    bn.running_mean[3] = 0  # what a channel comes to whose weights all became 0
+    bn.running_mean[3] = 0  # as in a channel whose weights have all become 0
     assert fault(quantized) is None
 
 

@@ -31,7 +31,7 @@ TRIALS = 200
 
 
 def damages(whole: bytes, seed: int, count: int = TRIALS) -> list[bytes]:
-    """Return `count` copies with flipped bits, cut ends, removed, doubled, zeroed or swapped pieces; each differs."""
+    """Return `count` copies with a flipped bit, a cut end, or a removed, doubled or zeroed piece; each differs."""
     draw = random.Random(seed)
     found = []
     while len(found) < count:
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_refused_or_equal(tmp_path, quantized):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_forged_checkpoint_is_refused_or_a_network(tmp_path, quantized):
-    """Damaged pickles with checksums that fit, as an attacker would make them: no other error, and no value that is none."""
+    """Damaged pickles with checksums that fit, as an attacker would make them: only a UserError, or a network without faults."""
     save_checkpoint(tmp_path / "net.pth", network_state(quantized))
     with zipfile.ZipFile(tmp_path / "net.pth") as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -190,7 +190,7 @@ def test_the_published_checkpoints_load(find):
 
 @pytest.fixture(scope="module")
 def run(tiny) -> Path:
-    """Return the directory of a finished run of one epoch, and of its fine-tuning, below the data's directory."""
+    """Return the data's directory, which also holds a finished run of one epoch and a tuning of it."""
     flags = ["-a", "resnet20", "--bit", "2", "-b", "16", "--data", str(tiny), "--result", str(tiny)]
     main.main([*flags, "--epochs", "1", "--lr", "0.02"])
     snn_ft.main([*flags, "--method", "global", "--check-images", "16"])
@@ -257,7 +257,7 @@ def test_a_resumed_run_takes_its_new_flags(run, tmp_path, monkeypatch):
 
 
 def test_damaged_cifar_files_are_refused(tmp_path):
-    """With SHA256SUMS beside them every change is noticed; without, what no checksum guards: pixels and labels in range."""
+    """With SHA256SUMS beside them every change is noticed; without it, changed pixels and labels in range are not."""
     file = tmp_path / "test_batch.bin"
     records = np.random.RandomState(0).randint(0, 10, (20, 3073)).astype(np.uint8)
     records.tofile(file)

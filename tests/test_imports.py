@@ -1,4 +1,4 @@
-"""Imports run one way: each place may read from those that stand after it, and no module reads itself over others."""
+"""Imports run one way: each place may read from those that stand after it, and no module reads itself through others."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# First what is read by nobody, last what reads nobody; places of one line are side by side. A room may read its own files.
+# First what nobody reads, last what reads nobody; places on one line do not read each other. A room may read its own files.
 ORDER = (
     {"benchmarks"},
     {"dali_main"},
@@ -57,7 +57,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def place(name: str) -> tuple[int, str] | None:
-    """Return where a module stands in ORDER; the packages' own doors stand nowhere."""
+    """Return where a module stands in ORDER; the door of `utils` stands nowhere."""
     return next(((level, spot) for level, spots in enumerate(ORDER) for spot in spots if f"{name}.".startswith(f"{spot}.")), None)
 
 

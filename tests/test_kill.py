@@ -26,7 +26,7 @@ RUNS = {  # name -> script, arguments, run directory
     "layerwise, own": ("snn_ft", [*OWN, "--lr", "0.1", "--force"], "mixed-mixed_2bit_ft"),
     "global, own": ("snn_ft", [*OWN, "--method", "global", "--lr", "1e-3"], "mixed-mixed_2bit_ft_global"),
 }
-# Three steps an epoch (fine-tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
+# Three steps an epoch (tuning: one). Files are renamed in the order config, checkpoint, log | best, checkpoint, log | ...
 MOMENTS = {
     "main": [("step", 5), ("write", 3), ("renamed", 1), ("renamed", 4), ("rename", 8)],
     "layerwise": [("step", 3)],
@@ -38,7 +38,7 @@ MOMENTS = {
 
 
 def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dict:
-    """Return a job that starts a run, or goes on with it where there is a checkpoint: before it, nothing was computed."""
+    """Return a job that starts a run, or goes on with it if it has a checkpoint: nothing is computed before the first one."""
     script, argv, directory = RUNS[name]
     argv = [*argv, "--data", str(data), "--result", str(result)]
     network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{RUN}_2bit"
@@ -49,7 +49,7 @@ def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dic
 
 @pytest.fixture(scope="module")
 def start(tiny) -> Path:
-    """Train the networks that fine-tuning starts from; return the data's directory, where they are."""
+    """Train the networks that tuning starts from; return the data's directory, where they are."""
     argv = ["-b", "16", "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
     jobs = [{"script": "main", "argv": ["--arch", arch, *argv], "moment": None, "checkpoint": "", "log": str(tiny / "log")}
             for arch in (TINY, MIXED)]
@@ -92,10 +92,10 @@ def test_a_run_survives_kills(name, start, tmp_path):
 
 
 def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
-    """Return all moments of a run: those that come, by trying until one does not."""
+    """Return all moments of a run; the last of each kind is found by bisection."""
     found = []
     for what in ("step", "write", "rename", "renamed"):
-        low, high = 0, 128  # the last that comes, one that does not
+        low, high = 0, 128  # one that comes, one that does not
         while high - low > 1:
             middle = (low + high) // 2
             code, = run_jobs([job(name, start, where / f"{what}{middle}", (what, middle))], where)
@@ -117,7 +117,7 @@ def test_a_run_survives_a_kill_at_any_moment(name, start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["main", "layerwise"])
 def test_a_run_survives_being_killed_again_and_again(name, start, tmp_path):
-    """By the clock, whatever it is doing, until it gets through."""
+    """It is killed by the clock, whatever it is doing, until it gets through."""
     directory = tmp_path / "broken" / RUNS[name][2]
     assert run_jobs([job(name, start, tmp_path / "whole")], tmp_path) == [0]
     draw, kills, code = random.Random(1), 0, -1

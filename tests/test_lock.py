@@ -154,7 +154,7 @@ def test_a_killed_run_is_no_obstacle(name, flags, held):
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_fork_that_outlives_the_run_does_not_hold_it(tmp_path, monkeypatch):
-    """Processes that load images are forks of the run, with what it has opened."""
+    """Processes that load images are forks of the run and have its open files."""
     monkeypatch.setattr(lock, "WAIT", 0.1)
     with writing(tmp_path):
         child = os.fork()

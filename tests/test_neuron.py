@@ -21,7 +21,7 @@ def test_spike_trains_agree_with_the_recording(primitives, steps, signed):
         assert np.array_equal(spikes.numpy(), expected)
 
 
-# θ = 1, v starts at 0.5.  v after adding:  1.1   0.0   -0.2   0.9   1.4   0.3
+# θ = 1, v starts at 0.5. The traces below give v after each current is added.
 CURRENT = [0.6, -0.1, -0.2, 0.1, 0.5, -0.1]
 
 
@@ -46,7 +46,7 @@ def test_membrane_just_below_zero_takes_nothing_back():
 
 
 def test_delayed_trace_by_hand():
-    # One step of delay: output 1 sees 0.5 + 0.6 - 0.1 = 1.0, fires -> 0.0; -0.2 takes it back -> 0.8; 0.9; 1.4 fires; 0.3; 0.3
+    # Output 1 sees 0.5 + 0.625 - 0.125 = 1.0, fires -> 0.0; -0.25 takes it back -> 0.75; 0.875; 1.375 fires -> 0.375; 0.25; 0.25
     exact = [0.625, -0.125, -0.25, 0.125, 0.5, -0.125]
     assert trains(exact, signed=True, delay=1) == [1, -1, 0, 1, 0, 0]
 

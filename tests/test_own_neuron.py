@@ -1,4 +1,4 @@
-"""A neuron is one equation: of one's own, or edited, it is what conversion, deployment, calibration and tuning fire."""
+"""A neuron is one equation, the user's own or an edited one: conversion, deployment, calibration and tuning all fire it."""
 
 import copy
 
@@ -39,7 +39,7 @@ def test_a_deployed_network_fires_the_neuron_of_one_s_own(small):
 
 
 def test_a_trace_shows_the_membrane_of_the_neuron_s_own_equation(small):
-    """With a leak the sum of currents less spikes is another one."""
+    """With a leak the sum of currents minus spikes is not the membrane."""
     network = to_spiking(small, LEAKY)
     name, part, values = next((part.name, part, values) for part, values in network.double().walk(IMAGES[:1].double())
                               if not network.activation(part.name).encodes)
@@ -74,7 +74,7 @@ def edited(current, threshold, signed=True, delay=0, start=0.5):
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_an_edited_equation_is_fired_and_not_the_fused_pass_of_the_old_one(small, name):
-    """Of the equation alone, as if it were changed in functional.py: the fused pass then no longer fires the same."""
+    """Only the equation is edited, as if in functional.py; the fused pass then no longer fires the same."""
     kind = Neuron(name, lambda current, threshold, **how: edited(current, threshold, name == "signed", **how), name == "signed")
     network = to_spiking(small, kind)
     deployed = deploy(network, compile=False)

@@ -1,4 +1,4 @@
-"""Packages: the function itself, from the disk in the next process, never from a foreign hand."""
+"""A package computes its function, the next process finds it on the disk, and one that others may write is not loaded."""
 
 import sys
 
@@ -49,7 +49,7 @@ def calls(monkeypatch) -> list[str]:
 
 
 def test_a_package_computes_the_function_for_any_size_and_is_found_again(cache, monkeypatch):
-    """A damaged one, here before the first, is built anew."""
+    """A damaged package, which is there before the first call, is built anew."""
     first, args = Packaged(shifted), arguments(5, 7)
     cache.mkdir(mode=0o700)
     path = package_path(shifted, specification(args))
@@ -113,7 +113,7 @@ def test_without_a_directory_the_function_is_compiled_as_before(tmp_path, calls,
     (torch.randn(3, 4, 5).mT, True, None), (torch.empty(3, 4, 5, device="meta"), True, None),
     (torch.randn(3, 5, 4, requires_grad=True), True, None)])
 def test_a_package_takes_only_what_it_was_built_for(cache, calls, args):
-    """Memory in another order would be misread; gradients and GPUs are torch.compile's."""
+    """Memory in another order would be misread; gradients and other devices are left to torch.compile."""
     assert Packaged(shifted)(*args) == "compiled"
     assert not cache.exists()
 

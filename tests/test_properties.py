@@ -110,7 +110,7 @@ def test_converting_twice_is_refused(network, neuron):
 @given(quantized_networks(), neurons, st.data())
 @torch.no_grad()
 def test_saved_loaded_and_converted_is_converted(network, neuron, data):
-    """The file's builder is put in place of the registry's, which knows no random networks."""
+    """A builder of this network takes the place of the registry's, which knows no random networks."""
     delay = data.draw(st.integers(0, time_steps(network.bit)))
     blank = fresh(network)
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ def precision(network: nn.Module) -> list[int]:
 
 
 def units(network: nn.Module) -> list[models.Unit]:
-    """Return the units of a network by name."""
+    """Return the units of a network in order."""
     return [module for module in network.modules() if isinstance(module, models.Unit)]
 
 
@@ -120,7 +120,7 @@ def test_a_quantized_network_trains_every_parameter():
 
 
 def test_calibration_gives_each_bn_the_statistics_of_its_input():
-    """After 32 -> 4 bits the BN statistics do not fit (a known trap): the fit must leave normalised currents."""
+    """After 32 -> 4 bits the BN statistics are wrong (a known trap): the fit must leave normalised currents."""
     network = quantize_(models.build("resnet20"), 4).eval()
     normalised = {}
     for name, unit in enumerate(units(network)):

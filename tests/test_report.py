@@ -106,7 +106,7 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     again = save("group/2bit-unsigned-x-y-seed0/resnet20_2bit_ft_global", finetune=summary,
                  args={"init": str(ours), "method": "global"})
     assert read_subject(again.parent).path == ann
-    # And with another seed: each has a name of its own, as the page has its numbers by name.
+    # And with another seed: each has a name of its own, since the page keeps its numbers by name.
     seed = save("group/2bit-unsigned-x-seed1/resnet20_2bit_ft", finetune=summary, args={"init": str(ann), "method": "layerwise"})
     assert {tuned.path: tuned.name for tuned in read_subject(ann).tuned} == {
         ours: "unsigned, layer-wise, delay 1, 2bit-unsigned-x-seed0/resnet20_2bit_ft",

@@ -60,7 +60,7 @@ def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monke
     assert f"put them into {tmp_path / second.name}, {tmp_path / first.name}, or" in capsys.readouterr().out
     with pytest.raises(UserError, match="1 rows need networks of which only the results are here"):
         reproduce.main(argv)
-    # What can be measured is, before that is said.
+    # What can be measured is measured before this error.
     with pytest.raises(UserError, match="1 rows need networks"):
         reproduce.main([*argv, "--rows", row.name, "resnet20, 4 bits, ANN"])
     assert [result.method for result in table_file.read(tmp_path / "table_cifar10.json")] == ["trained"]
@@ -104,7 +104,7 @@ def test_a_killed_table_goes_on_to_the_same_figures(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_table_survives_three_kills_at_random_moments(tiny, tmp_path):
-    """SIGKILL by the clock to the whole way of a network: training at two bit-widths, conversion, both kinds of tuning, a delay."""
+    """SIGKILL by the clock on the whole way of a network: training at two bit-widths, conversion, both kinds of tuning, a delay."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(where: str) -> subprocess.Popen:

@@ -169,7 +169,7 @@ def test_tuning_saves_a_network_that_snn_loads(result, capsys):
     snn.main([*flags(result), "-e", "-t", *alone])
     assert "the tuned weights serve as the ANN" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"alone\.pth\.tar, which \S*alone_ft\.pth\.tar was tuned from, is not here"):
-        snn_ft.main([*tune, *alone, "--overwrite"])  # from which it would learn, and call them the ANN
+        snn_ft.main([*tune, *alone, "--overwrite"])  # else it would learn from the tuned weights and call them the ANN
 
 
 def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys, short):

@@ -20,7 +20,7 @@ FLAGS = ["-a", "resnet20", "-b", "16"]
 
 @pytest.fixture(scope="module")
 def run(tiny) -> Path:
-    """Return the directory of a run of one of two epochs, with settings of its own."""
+    """Return the directory of a run of one epoch, with settings that are not the defaults."""
     argv = [*FLAGS, "--bit", "2", "--data", str(tiny), "--result", str(tiny), "--lr", "0.02", "--wd", "0.25", "--seed", "3"]
     main.main([*argv, "--epochs", "1", "--lr-schedule", "cosine", "--channels-last", "False"])
     return tiny / "resnet20_2bit"

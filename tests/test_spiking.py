@@ -108,7 +108,7 @@ def test_only_the_first_neuron_encodes(quantized):
 
 
 def test_layer_statistics_count_spikes_and_errors(quantized):
-    """The same figures from the recorded outputs of each unit, by boolean masks."""
+    """The same numbers come from the recorded outputs of each unit, by boolean masks."""
     ann, snn = quantized, to_spiking(quantized)
     outputs = {}
     for kind, network in (("ann", ann), ("snn", snn)):

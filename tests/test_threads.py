@@ -1,4 +1,4 @@
-"""Idle threads sleep soon: what says so is there before OpenMP is, in every script, and the user's choice goes before it."""
+"""Idle threads sleep soon: every script sets this before OpenMP is loaded, unless the user has chosen otherwise."""
 
 import os
 import subprocess

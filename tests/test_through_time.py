@@ -52,7 +52,7 @@ def stepped(quantized: nn.Module, neuron: str = "unsigned", **how) -> nn.Module:
 
 
 def test_the_gradient_of_a_trace_by_hand():
-    """θ = 1; unsigned: h = .9, 1.3, .7 (slope 1 on (.5, 1.5)); s = 0, 1, 0. Each input reaches the next spike alone."""
+    """θ = 1; unsigned: h = .9, 1.3, .7 (slope 1 on (.5, 1.5)); s = 0, 1, 0. Each input reaches its own step alone."""
     current = torch.tensor([0.4, 0.4, 0.4], dtype=torch.float64, requires_grad=True)
     spikes = fire_through_time(current, torch.tensor(1.0))
     assert spikes.tolist() == [0, 1, 0]
@@ -76,7 +76,7 @@ def test_the_gradient_of_a_trace_by_hand():
 
 
 class OneSpike(torch.autograd.Function):
-    """One spike, with a surrogate: what autograd is to unroll."""
+    """One spike with a surrogate; autograd unrolls the steps."""
 
     @staticmethod
     def forward(ctx, membrane, threshold, can_retract, surrogate):
@@ -300,7 +300,7 @@ def digits() -> Network:
 
 @pytest.mark.parametrize("config", [TimeConfig(), TimeConfig("shared", "triangle")])
 def test_an_epoch_brings_a_converted_digits_network_to_its_ann(digits, config):
-    """Measured: ANN 97.5 % of the test set, unsigned 76.9 before, 93.6 after with BN of each step, 94.2 with one."""
+    """Measured: ANN 97.5 % of the test set, unsigned 76.9 before, 93.6 after with BN of each step, 94.2 with shared BN."""
     test, snn = batches(train=False), to_spiking(digits, "unsigned")
     before = deploy(snn, compile=False)
     network = ThroughTime(snn, config)

@@ -65,7 +65,7 @@ class Work:
         return {decoder: asdict(evaluate(network, self.loader("val", decoder, 3))) for decoder in ("dali", "torchvision")}
 
     def train(self) -> dict:
-        """Weights after two epochs with BN aside, on as many whole batches as there are."""
+        """Losses and weights after two epochs with frozen BN, on as many whole batches as there are."""
         network = small_network(frozen=True)
         if not self.place.first:  # all start from the first one's weights and statistics
             with torch.no_grad():
@@ -94,7 +94,7 @@ class Work:
         return {"layerwise": layerwise, "whole": snn.state_dict(), "accuracies": [result.accuracy_after for result in results]}
 
     def shard(self) -> dict:
-        """The validation files of this process; what one process per node has fetched, and the other found."""
+        """The validation files of this process; what one process of each node has fetched and the others have found."""
         file = self.out / f"node{os.environ['GROUP_RANK']}"
 
         def fetch() -> str:
