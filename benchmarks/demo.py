@@ -42,18 +42,18 @@ def stage(bit: int, source: int) -> dict[str, float]:
     print(f"\n{source} -> {bit} bits", flush=True)
     best = RESULT / f"{RUN}_{source}bit" / "model_best.pth.tar"
     main.main([*FLAGS, "--bit", str(bit), *QUANTIZED_TRAINING, "--init", str(best)])
-    print(f"convert to T = {time_steps(bit)} steps, fine-tune layer by layer", flush=True)
+    print(f"convert to T = {time_steps(bit)} steps, tune layer by layer", flush=True)
     flags = [*FLAGS, "--bit", str(bit)]
     unsigned, signed = (quietly(snn.main, [*flags, "-e", *neuron]) for neuron in (["-u"], []))
     tuned = quietly(snn_ft.main, [*flags, *TUNING])
-    return {"ann": signed["ann"].top1, "unsigned": unsigned["snn"].top1, "signed": signed["snn"].top1, "fine-tuned": tuned["after"]}
+    return {"ann": signed["ann"].top1, "unsigned": unsigned["snn"].top1, "signed": signed["snn"].top1, "tuned": tuned["after"]}
 
 
 def table(float_top1: float, rows: dict[int, dict[str, float]]) -> str:
     """Return the accuracies as a table of text."""
-    lines = [f"{'bits':>4} {'T':>3} {'quantized ANN':>14} {'unsigned SNN':>13} {'signed SNN':>11} {'fine-tuned SNN':>15}"]
+    lines = [f"{'bits':>4} {'T':>3} {'quantized ANN':>14} {'unsigned SNN':>13} {'signed SNN':>11} {'tuned SNN':>10}"]
     lines += [f"{bit:>4} {time_steps(bit):>3} {row['ann']:>12.2f} % {row['unsigned']:>11.2f} % {row['signed']:>9.2f} % "
-              f"{row['fine-tuned']:>13.2f} %" for bit, row in rows.items()]
+              f"{row['tuned']:>8.2f} %" for bit, row in rows.items()]
     return "\n".join([f"{NETWORK} on 360 test digits; float network {float_top1:.2f} %", *lines])
 
 
@@ -62,7 +62,7 @@ def draw(rows: dict[int, dict[str, float]], path: Path) -> None:
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     steps = [time_steps(bit) for bit in rows]
-    for name, style in (("ann", "k--"), ("unsigned", "o-"), ("signed", "s-"), ("fine-tuned", "^-")):
+    for name, style in (("ann", "k--"), ("unsigned", "o-"), ("signed", "s-"), ("tuned", "^-")):
         axes.plot(steps, [row[name] for row in rows.values()], style, label="quantized ANN" if name == "ann" else f"{name} SNN")
     axes.set(xlabel="time steps T", ylabel="accuracy on 360 test digits (%)", xticks=steps, title=f"{NETWORK}, digits")
     axes.legend()

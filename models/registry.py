@@ -111,7 +111,7 @@ def _from_file(file: Path, function: str, num_classes: int) -> nn.Module:
     with importing(file), failing(f"{file}:{function}(num_classes={num_classes})"):
         found = make(num_classes=num_classes)
     if not isinstance(found, nn.Module):
-        raise ValueError(f"{file}:{function} returns a {type(found).__name__}: it should return an nn.Module")
+        raise ValueError(f"{file}:{function} returns an object of type {type(found).__name__}: it should return an nn.Module")
     return found
 
 

@@ -3,7 +3,7 @@
 MISTAKES = {
     "a file that is not there": ("main.py -a {}/none.py:network", "none.py does not exist"),
     "a file without the function": ("main.py -a {}/nets.py:nothing --dataset digits", "has no function 'nothing'"),
-    "a function that returns no module": ("main.py -a {}/nets.py:number --dataset digits", "number returns a int"),
+    "a function that returns no module": ("main.py -a {}/nets.py:number --dataset digits", "number returns an object of type int"),
     "a function that fails": ("main.py -a {}/nets.py:fails --dataset digits", "fails (ZeroDivisionError"),
     "a network without ReLU": ("main.py -a {}/nets.py:smooth --dataset digits", "0 is PReLU"),
     "a gate": ("main.py -a torchvision:regnet_y_400mf --dataset digits", "Sigmoid is not affine in spikes"),

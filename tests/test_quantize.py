@@ -119,7 +119,7 @@ def test_a_quantized_network_trains_every_parameter():
         assert parameter.grad.any(), name
 
 
-def test_calibration_gives_each_bn_the_statistics_of_its_input():
+def test_fitting_gives_each_bn_the_statistics_of_its_input():
     """After 32 -> 4 bits the BN statistics are wrong (a known trap): the fit must leave normalised currents."""
     network = quantize_(models.build("resnet20"), 4).eval()
     normalised = {}
@@ -134,7 +134,7 @@ def test_calibration_gives_each_bn_the_statistics_of_its_input():
     assert fitted < 0.05
 
 
-def test_calibration_restores_mode_and_momentum():
+def test_fitting_restores_mode_and_momentum():
     network = quantize_(models.build("resnet20"), 4).train()
     fit_(network, IMAGES)
     assert network.training

@@ -1,6 +1,6 @@
 """An unsigned spiking network with the neurons of another library, to train, measure or deploy it with that library.
 
-Only the neurons change: each becomes a module of SpikingJelly, snnTorch or Sinabs that starts at half its threshold, resets by
+Only the neurons change: each becomes a module of SpikingJelly, snnTorch or Sinabs that starts where ours does, resets by
 subtraction and fires at most once a step. The library's own module is `neuron.module`; a wrapper unfolds time and starts the
 membrane anew in each pass. None of the three libraries has the signed neuron or a delay.
 """
