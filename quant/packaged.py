@@ -85,7 +85,8 @@ def packaged(function: Callable[..., Tensor]) -> Packaged:
 
 
 def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[], None]) -> None:
-    """Call `run`, with the packages that these functions need in it; those that are missing are built first, one on each core.
+    """Call `run`, with the packages that these functions need in it; those that are missing are built first, one on each
+    core that this process may use.
 
     Which are needed is found by a first call, in which a function without its package runs as it is. A package that could not be
     built is left to its next call.
@@ -102,7 +103,7 @@ def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[
     if not jobs:
         return
     command = [sys.executable, "-c", "from quant.packaged import build_all; build_all()"]
-    count = min(len(jobs), os.cpu_count() or 1)
+    count = min(len(jobs), torch.get_num_threads())
     builders = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
                 for _ in range(count)]
     for number, builder in enumerate(builders):
