@@ -63,7 +63,8 @@ def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
     """
     contents = read_checkpoint(file)
     ours = "format" in contents
-    teacher = restore_network(contents, file, None if ours else run.arch, None if ours else FLOAT_BITS, data.settings.dataset)
+    other = ours and not models.same(run.arch, str(contents.get("arch")))  # one from a user's file has to be that of --arch
+    teacher = restore_network(contents, file, None if other else run.arch, None if ours else FLOAT_BITS, data.settings.dataset)
     if teacher.trainable_start:
         raise UserError(f"--teacher {file}: lacks thresholds or statistics of its own; train it first, or name a float network")
     return data.placed(data.check(teacher, file)).eval().requires_grad_(False)
