@@ -5,10 +5,10 @@
 
 import copy
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY
 
 if not torch.cuda.is_available():
     # Pretended tensors cannot be inference tensors. This stands before the project's imports, which make its decorators.
@@ -38,7 +38,6 @@ from utils.report.measure import compare, traces
 from utils.training.engine import evaluate, sgd, train_epoch
 from utils.training.step import Step
 
-TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
 PER_EPOCH = 50  # steps in which a training loop may wait once
 
 

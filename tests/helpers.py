@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+TINY = f"{ROOT / 'tests' / 'tiny_net.py'}:network"  # a network for scripts that need just one, and its name in directories
+TINY_RUN = "tiny_net-network"
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

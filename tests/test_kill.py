@@ -5,24 +5,22 @@ import random
 from pathlib import Path
 
 import pytest
-from helpers import run_jobs, same, timeless
+from helpers import TINY, TINY_RUN, run_jobs, same, timeless
 
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
-TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
-RUN = "tiny_net-network"
 COMMON = ["--arch", TINY, "-b", "16"]
 TUNE = [*COMMON, "--bit", "2", "--calib", "16", "--check-images", "16", "-n", "2"]
 MIXED = f"{Path(__file__).parent / 'mixed.py'}:mixed"  # a network of the user's, with concatenation and max-pooling
 OWN = ["--arch", MIXED, *TUNE[2:]]
 RUNS = {  # name -> script, arguments, run directory
-    "main": ("main", [*COMMON, "--bit", "3", "--epochs", "2", "--lr", "0.02", "--lr-schedule", "cosine"], f"{RUN}_3bit"),
-    "layerwise": ("snn_ft", [*TUNE, "--lr", "0.1", "--force"], f"{RUN}_2bit_ft"),
-    "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], f"{RUN}_2bit_ft_unsigned"),
-    "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], f"{RUN}_2bit_ft_2steps"),
-    "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], f"{RUN}_2bit_ft_global"),
-    "through time": ("snn_ft", [*TUNE, "--method", "through-time", "-u", "--amp"], f"{RUN}_2bit_ft_through-time_unsigned"),
+    "main": ("main", [*COMMON, "--bit", "3", "--epochs", "2", "--lr", "0.02", "--lr-schedule", "cosine"], f"{TINY_RUN}_3bit"),
+    "layerwise": ("snn_ft", [*TUNE, "--lr", "0.1", "--force"], f"{TINY_RUN}_2bit_ft"),
+    "layerwise that reverts": ("snn_ft", [*TUNE, "--lr", "0.05", "-u", "--calibrate", "16"], f"{TINY_RUN}_2bit_ft_unsigned"),
+    "online": ("snn_ft", [*TUNE, "--lr", "0.05", "--online", "--amp", "--force", "--steps", "2"], f"{TINY_RUN}_2bit_ft_2steps"),
+    "global": ("snn_ft", [*TUNE, "--method", "global", "--lr", "1e-3"], f"{TINY_RUN}_2bit_ft_global"),
+    "through time": ("snn_ft", [*TUNE, "--method", "through-time", "-u", "--amp"], f"{TINY_RUN}_2bit_ft_through-time_unsigned"),
     "layerwise, own": ("snn_ft", [*OWN, "--lr", "0.1", "--force"], "mixed-mixed_2bit_ft"),
     "global, own": ("snn_ft", [*OWN, "--method", "global", "--lr", "1e-3"], "mixed-mixed_2bit_ft_global"),
 }
@@ -41,7 +39,7 @@ def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dic
     """Return a job that starts a run, or goes on with it if it has a checkpoint: nothing is computed before the first one."""
     script, argv, directory = RUNS[name]
     argv = [*argv, "--data", str(data), "--result", str(result)]
-    network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{RUN}_2bit"
+    network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{TINY_RUN}_2bit"
     start = ["--init", str(data / network / BEST)] if script == "snn_ft" else []
     return {"script": script, "argv": [*argv, *start], "checkpoint": str(result / directory / LAST), "resume": [*argv, "--resume"],
             "moment": moment, "log": str(result.parent / f"{result.name}.log")}

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, TINY, TINY_RUN
 from leaky import leaky
 
 import snn
@@ -104,9 +104,9 @@ def test_a_leaky_network_is_calibrated(small):
 def digits(tmp_path):
     torch.manual_seed(0)
     from models import build
-    network = fit_(quantize_(build("resnet20", "digits"), 2), torch.randn(8, 3, 32, 32))
+    network = fit_(quantize_(build(TINY, "digits"), 2), torch.randn(8, 3, 32, 32))
     save_checkpoint(tmp_path / "start.pth.tar", network_state(network))
-    return ["-a", "resnet20", "--dataset", "digits", "--bit", "2", "--init", str(tmp_path / "start.pth.tar"), "-t", "-b", "4",
+    return ["-a", TINY, "--dataset", "digits", "--bit", "2", "--init", str(tmp_path / "start.pth.tar"), "-t", "-b", "4",
             "--result", str(tmp_path), "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:leaky"]
 
 
@@ -116,7 +116,7 @@ def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
     assert "SNN, leaky neurons" in output.out
     assert output.err.count("leaky neurons run by their equation") == 1
     tuned = snn_ft.main([*digits, "--method", "global"])
-    assert tuned["directory"] == tmp_path / "resnet20_2bit_ft_global_leaky_test"
+    assert tuned["directory"] == tmp_path / f"{TINY_RUN}_2bit_ft_global_leaky_test"
     assert tuned["neuron"] == "leaky"
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import TINY, TINY_RUN
 from torch import nn
 
 import main
@@ -69,12 +70,12 @@ def few(monkeypatch):
     monkeypatch.setattr("utils.data.splits.load_images", shortened)
 
 
-RUN = ["--arch", "resnet20", "--dataset", "digits", "-b", "16", "--epochs", "2", "--lr", "0.01"]
+RUN = ["--arch", TINY, "--dataset", "digits", "-b", "16", "--epochs", "2", "--lr", "0.01"]
 
 
 def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     main.main([*RUN, "--bit", "32", "--label-smoothing", "0.1", "--ema", "0.5", "--result", str(tmp_path)])
-    start = str(tmp_path / "resnet20_32bit" / BEST)
+    start = str(tmp_path / f"{TINY_RUN}_32bit" / BEST)
     flags = [*RUN, "--bit", "3", "--init", start, "--teacher", start, "--ema", "0.5", "--nesterov", "--warmup", "0.5",
              "--threshold-lr", "0.02", "--clip-lr", "0.005"]
     main.main([*flags, "--result", str(tmp_path / "whole")])
@@ -89,8 +90,8 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         main.main([*flags, "--result", str(tmp_path / "broken")])
     monkeypatch.setattr(RunDirectory, "save", save)
-    main.main(["--arch", "resnet20", "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
-    whole, broken = (read_checkpoint(tmp_path / name / "resnet20_3bit" / LAST) for name in ("whole", "broken"))
+    main.main(["--arch", TINY, "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
+    whole, broken = (read_checkpoint(tmp_path / name / f"{TINY_RUN}_3bit" / LAST) for name in ("whole", "broken"))
     for part in ("state_dict", "trained"):
         assert all(torch.equal(tensor, broken[part][name]) for name, tensor in whole[part].items())
     name = "body.0.conv.weight"

@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY
 
 import main
 import snn
@@ -23,7 +23,6 @@ from utils.data.cifar import ImageSet, load_images
 from utils.errors import UserError
 from utils.training import loading
 
-TINY = f"{Path(__file__).parent / 'tiny_net.py'}:network"
 SMALL = ["--arch", TINY, "--dataset", "digits", "-b", "16"]
 TEST_IMAGES = 90
 

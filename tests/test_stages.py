@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from helpers import TINY, TINY_RUN
 
 import main
 import snn
@@ -18,14 +19,14 @@ from utils.training.engine import train_epoch
 @pytest.fixture(scope="module")
 def network(tiny) -> Path:
     """Return a 2-bit network, trained on noise for an epoch."""
-    main.main(["--arch", "resnet20", "--data", str(tiny), "--bit", "2", "--epochs", "1", "--lr", "0.02", "--result", str(tiny)])
-    return tiny / "resnet20_2bit" / "model_best.pth.tar"
+    main.main(["--arch", TINY, "--data", str(tiny), "--bit", "2", "--epochs", "1", "--lr", "0.02", "--result", str(tiny)])
+    return tiny / f"{TINY_RUN}_2bit" / "model_best.pth.tar"
 
 
 def stage_of(script: str, network: Path, *flags: str, data: Path | None = None) -> Stage:
     """Return a stage that starts from the network, whose directory is in that of the images."""
     data = data or network.parent.parent
-    return Stage("stage", script, ("--arch", "resnet20", "--bit", "2", *flags), network, ("--data", str(data)))
+    return Stage("stage", script, ("--arch", TINY, "--bit", "2", *flags), network, ("--data", str(data)))
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_stage_runs_once_and_its_record_is_traceable(network, tmp_path, monkey
     stage = stage_of("snn", network)
     assert stages.record_of(stage, tmp_path) is None
     record = stages.run(stage, tmp_path)
-    assert record["flags"] == ["--arch", "resnet20", "--bit", "2"]
+    assert record["flags"] == ["--arch", TINY, "--bit", "2"]
     assert record["revision"]
     assert record["result"] == stages.simple(snn.main([*stage.flags, "--init", str(network), *stage.place]))
     monkeypatch.setattr(snn, "main", None)
@@ -94,7 +95,7 @@ def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path
 
 
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
-    stage = stage_of("main", network, "--epochs", "2", "--lr", "0.02")
+    stage = stage_of("main", network, "--epochs", "2", "-b", "2", "--lr", "0.02")
     saved, simple = main.train.best_of, stages.simple
 
     def dies(history):
@@ -107,7 +108,7 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     assert stages.arguments(stage, tmp_path / "stage")[-1] == "--resume"
     assert "--init" not in stages.arguments(stage, tmp_path / "stage")
     with pytest.raises(UserError, match=r"is of .*--lr 0.02, not .*--lr 0.5"):
-        stages.run(stage_of("main", network, "--epochs", "2", "--lr", "0.5"), tmp_path)
+        stages.run(stage_of("main", network, "--epochs", "2", "-b", "2", "--lr", "0.5"), tmp_path)
     assert stages.left(stage, tmp_path) == 1
     monkeypatch.setattr(stages, "simple", dies)  # all epochs are done, but there is no record
     with pytest.raises(KeyboardInterrupt):
@@ -119,7 +120,7 @@ def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, mo
     record = stages.run(stage, tmp_path)
     assert record["revision"].endswith(", later")
     assert record["result"]["last"]["epoch"] == 1
-    log = (tmp_path / "stage" / "resnet20_2bit" / "log.jsonl").read_text().splitlines()
+    log = (tmp_path / "stage" / f"{TINY_RUN}_2bit" / "log.jsonl").read_text().splitlines()
     seconds = sum(json.loads(line)["seconds"] for line in log)
     assert record["seconds"] == pytest.approx(seconds, abs=0.06)  # though the last run had no epoch
     assert seconds > 0
