@@ -63,7 +63,7 @@ def draw_table(results: list[Result], path: Path) -> None:
     widths = sorted({result.bit for result in spiking}, reverse=True)
     labels = list(dict.fromkeys(result.method for result in spiking))
     canvas, panels = plt.subplots(len(archs), len(widths), layout="constrained", sharey=True, squeeze=False,
-                                  figsize=(4.2 * len(widths) + 1, (0.3 * len(labels) + 1.4) * len(archs)))
+                                  figsize=(4.2 * len(widths) + 1, max(0.3 * len(labels) + 1.4, 3) * len(archs)))
     for row, arch in zip(panels, archs, strict=True):
         trained = [result for result in results if result.arch == arch and result.bit == FLOAT_BITS]
         for axes, bit in zip(row, widths, strict=True):
@@ -101,4 +101,5 @@ def _panel(axes: Any, results: list[Result], labels: list[str]) -> None:
 
 def _legend(canvas: Any) -> None:
     named = {label: handle for axes in canvas.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    canvas.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)
+    columns = int(canvas.get_figwidth() / 2)  # an entry needs two inches
+    canvas.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=8)
