@@ -9,10 +9,11 @@ user and nobody else may write there.
 """
 
 import hashlib
+import importlib
 import inspect
+import io
 import json
 import os
-import pickle
 import platform
 import stat
 import subprocess
@@ -45,7 +46,7 @@ class Packaged:
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
         self.versions: dict[str, Callable[..., Tensor] | None] = {}
-        self.noted: dict[str, tuple] | None = None  # see `built_together`
+        self.noted: dict[Path, tuple] | None = None  # see `built_together`
 
     def __call__(self, *args: Any) -> Tensor:
         """Call the function."""
@@ -53,8 +54,8 @@ class Packaged:
         if not all(map(fits, tensors)):
             return compiled(self.function)(*args)
         key = specification(args)
-        if key not in self.versions and self.noted is not None and not built(self.function, key):
-            self.noted[key] = tuple(value.to("meta") if isinstance(value, Tensor) else value for value in args)
+        if key not in self.versions and self.noted is not None and (path := missing(self.function, key)):
+            self.noted[path] = tuple(value.to("meta") if isinstance(value, Tensor) else value for value in args)
             return self.function(*args)
         if key not in self.versions:
             self.versions[key] = version(self.function, args, key)
@@ -85,8 +86,7 @@ def packaged(function: Callable[..., Tensor]) -> Packaged:
 
 
 def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[], None]) -> None:
-    """Call `run`, with the packages that these functions need in it; those that are missing are built first, one on each
-    core that this process may use.
+    """Call `run`, with the packages that these functions need in it; what is missing is built first, on each core of this process.
 
     Which are needed is found by a first call, in which a function without its package runs as it is. A package that could not be
     built is left to its next call.
@@ -96,7 +96,8 @@ def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[
         part.noted = {}
     try:
         run()
-        jobs = [(part.function, args, package_path(part.function, key)) for part in parts for key, args in part.noted.items()]
+        jobs = [(part.function.__module__, part.function.__name__, args, str(path)) for part in parts
+                for path, args in part.noted.items()]
     finally:
         for part in parts:
             part.noted = None
@@ -107,8 +108,10 @@ def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[
     builders = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
                 for _ in range(count)]
     for number, builder in enumerate(builders):
+        given = io.BytesIO()
+        torch.save((torch.get_num_threads(), jobs[number::count]), given)
         with suppress(BrokenPipeError), builder.stdin as pipe:
-            pickle.dump((torch.get_num_threads(), jobs[number::count]), pipe)
+            pipe.write(given.getvalue())
     for builder in builders:
         builder.wait()
     run()
@@ -116,10 +119,10 @@ def built_together(functions: Collection[Callable[..., Tensor]], run: Callable[[
 
 def build_all() -> None:
     """Build the packages that `built_together` names on the standard input."""
-    threads, jobs = pickle.load(sys.stdin.buffer)
+    threads, jobs = torch.load(io.BytesIO(sys.stdin.buffer.read()), weights_only=True)
     torch.set_num_threads(threads)
-    for function, args, path in jobs:
-        build(function, args, path)
+    for module, name, args, path in jobs:
+        build(getattr(importlib.import_module(module), name), args, Path(path))
 
 
 def fits(tensor: Tensor) -> bool:
@@ -149,10 +152,11 @@ def version(function: Callable[..., Tensor], args: tuple, key: str) -> Callable[
         return None
 
 
-def built(function: Callable[..., Tensor], key: str) -> bool:
-    """Return whether a version has its package, or can have none."""
-    path = package_path(function, key)
-    return path is None or private(path)
+def missing(function: Callable[..., Tensor], key: str) -> Path | None:
+    """Return the path of a version's package if it is not there and can be built."""
+    compiler, _ = tools()
+    path = package_path(function, key) if compiler else None
+    return None if path is None or private(path) else path
 
 
 def load(path: Path) -> Callable[..., Tensor]:

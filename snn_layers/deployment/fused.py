@@ -118,7 +118,7 @@ def current_of(accumulator: Tensor, second: Tensor | None, currents: Tensor, *ot
     return current
 
 
-PASSES = (fire, fire_steps, fire_levels)
+PASSES = (fire, fire_steps, fire_levels)  # all that `FusedNeuron.pass_` returns
 
 
 class FusedNeuron(nn.Module):

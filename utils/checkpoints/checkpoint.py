@@ -166,6 +166,7 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
                     dataset: str | None = None) -> Network:
     """Rebuild the network in `contents`, read from `path`; see `load_network`."""
     try:
+        refuse_unnamed(path, contents, arch)
         network = _rebuild(contents, arch, bit, dataset)
         check_values(network)
     except ValueError as error:
@@ -173,6 +174,14 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
     return network
+
+
+def refuse_unnamed(path: str | Path, contents: dict[str, Any], arch: str | None) -> None:
+    """Raise UserError if a checkpoint's network is of a user's file, which only the command line may name, and `arch` is None."""
+    named = str(contents.get("arch")) if "format" in contents else ""
+    if arch is None and models.file_of(named) is not None:
+        raise UserError(f"checkpoint {path}: is of the network {named}: name it with --arch; what a checkpoint names is never "
+                        "imported")
 
 
 def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, dataset: str | None) -> Network:
@@ -187,8 +196,6 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
     for name, expected in HEADER.items():
         if not isinstance(contents[name], expected):
             raise ValueError(f"holds {name} of type {type(contents[name]).__name__}: copy or train it again")
-    if models.file_of(contents["arch"]) is not None and arch is None:
-        raise ValueError(f"is of the network {contents['arch']}: name it with --arch; what a checkpoint names is never imported")
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
         if expected is not None and contents[name] != expected and not (name == "arch" and models.same(arch, contents["arch"])):
             raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")

@@ -19,6 +19,7 @@ from ..checkpoints.checkpoint import (
     load_network,
     network_state,
     read_checkpoint,
+    refuse_unnamed,
     restore_network,
     run_name,
     save_checkpoint,
@@ -118,17 +119,13 @@ def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> 
 
 
 def completed(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours.
-
-    UserError if its network is of a user's file: a file is imported only where the command line names it.
-    """
+    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours; see `refuse_unnamed`."""
     file = flags.get("init")
     if file is None or (flags["arch"] and flags["bit"]):
         return flags
     ours = read_checkpoint(file)
     known = {name: ours[name] for name in ("arch", "bit") if "format" in ours and isinstance(ours.get(name), str | int)}
-    if flags["arch"] is None and models.file_of(str(known.get("arch", ""))) is not None:
-        raise UserError(f"{file} is of the network {known['arch']}: name it with --arch; what a checkpoint names is never imported")
+    refuse_unnamed(file, ours, flags["arch"])
     return flags | {name: value for name, value in known.items() if flags[name] is None}
 
 
@@ -211,7 +208,13 @@ def compile_(networks: list[Deployed], batches: Batches) -> None:
     """Compile what deployed networks run on these batches; say how long it took, if it is worth a word."""
     began = time.monotonic()
     parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1))))
-    built_together((*PASSES, tally), lambda: [network(part) for part in parts for network in networks])
+
+    def run() -> None:
+        for part in parts:
+            for network in networks:
+                network(part)
+
+    built_together((*PASSES, tally), run)
     seconds = time.monotonic() - began
     if seconds > NOTICED:
         print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
