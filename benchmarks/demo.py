@@ -8,6 +8,7 @@ The network of examples/resnet.py on scikit-learn's 8x8 digits, shown to it as 3
 import io
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ NEXT = """next: python main.py --arch resnet20 --bit 32 --data DIR    trains on 
       python snn.py -h                                     converts a network; docs/networks.md tells how to bring your own"""
 
 
-def quietly(call: Any, arguments: list[str]) -> dict[str, Any]:
+def quietly(call: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     """Call a script's main() without the lines that it prints; its progress bars stay."""
     with redirect_stdout(io.StringIO()):
         return call(arguments)

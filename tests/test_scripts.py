@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, TINY_RUN
 
 import main
 import snn
@@ -45,7 +45,7 @@ def result(tmp_path_factory):
     root = tmp_path_factory.mktemp("result")
     flags = [*SMALL, "--result", str(root), "--epochs", "2"]
     main.main([*flags, "--bit", "32", "--lr", "0.05"])
-    main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / "tiny_net-network_32bit" / "model_best.pth.tar")])
+    main.main([*flags, "--bit", "2", "--lr", "0.02", "--init", str(root / f"{TINY_RUN}_32bit" / "model_best.pth.tar")])
     return root
 
 
@@ -60,7 +60,7 @@ def flags(result, bit=2):
 
 
 def test_a_run_leaves_its_checkpoints_arguments_and_log(result):
-    path = result / "tiny_net-network_2bit"
+    path = result / f"{TINY_RUN}_2bit"
     assert sorted(file.name for file in path.iterdir()) == ["checkpoint.pth.tar", "config.json", "log.jsonl", "model_best.pth.tar"]
     config = json.loads((path / "config.json").read_text())
     assert config["settings"]["training"]["lr"] == 0.02
@@ -80,7 +80,7 @@ def test_the_float_network_learns_digits(result, capsys):
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(result):
-    history = read_checkpoint(result / "tiny_net-network_2bit" / "checkpoint.pth.tar")["history"]
+    history = read_checkpoint(result / f"{TINY_RUN}_2bit" / "checkpoint.pth.tar")["history"]
     best = main.main([*flags(result), "-e"])["scores"].top1
     assert best == pytest.approx(max(line["test_top1"] for line in history), abs=1e-4)
 
@@ -88,7 +88,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch(result):
 def test_a_finished_run_is_not_overwritten_unless_told(result, tmp_path):
     run = [*SMALL, "--result", str(tmp_path), "-t"]
     main.main(run)
-    directory = tmp_path / "tiny_net-network_32bit_test"
+    directory = tmp_path / f"{TINY_RUN}_32bit_test"
     assert (directory / "model_best.pth.tar").exists()
     main.main(run)  # a smoke test replaces its own directory
     again = [*flags(result), "--epochs", "2"]
@@ -150,9 +150,9 @@ def test_without_e_the_test_set_is_not_read(result, monkeypatch):
 def test_tuning_saves_a_network_that_snn_loads(result, capsys):
     tune = [*flags(result), "-n", "2", "--lr", "0.1", "--force", "--check-images", "16", "--calib", "32"]
     tuned = snn_ft.main(tune)
-    path = result / "tiny_net-network_2bit_ft"
+    path = result / f"{TINY_RUN}_2bit_ft"
     assert tuned["directory"] == path
-    before, after = (read_checkpoint(p)["state_dict"] for p in (result / "tiny_net-network_2bit" / "model_best.pth.tar",
+    before, after = (read_checkpoint(p)["state_dict"] for p in (result / f"{TINY_RUN}_2bit" / "model_best.pth.tar",
                                                                path / "model_best.pth.tar"))
     assert any(not torch.equal(before[key], after[key]) for key in after)
     outcome = snn.main([*flags(result), "-e", "--init", str(path / "model_best.pth.tar")])
@@ -172,7 +172,7 @@ def test_tuning_saves_a_network_that_snn_loads(result, capsys):
 
 
 def test_a_cache_too_small_goes_online_and_says_so(result, tmp_path, capsys, short):
-    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", *init, "--cache", "0", "-t", "-b", "2"])
     assert "going --online" in capsys.readouterr().out
 
@@ -213,11 +213,11 @@ def test_published_command_lines_run_as_they_stand(tmp_path, capsys, short, monk
 
 def test_checkpoints_of_other_data_sets_are_refused(result):
     with pytest.raises(UserError, match="holds dataset digits, not cifar10"):
-        snn.main(["--arch", TINY, "--bit", "2", "--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar")])
+        snn.main(["--arch", TINY, "--bit", "2", "--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar")])
 
 
 def test_a_start_for_training_is_neither_evaluated_nor_converted(result, tmp_path):
-    network = load_network(result / "tiny_net-network_2bit" / "model_best.pth.tar", TINY)
+    network = load_network(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar", TINY)
     state = network.state_dict()
     path = tmp_path / "apot.pth.tar"
     torch.save({theirs: state[ours] for ours, theirs in published_names(network, dict(apot_layout(network))).items()}, path)
@@ -241,11 +241,11 @@ def test_cifar100_from_the_official_files(tmp_path):
 
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
 def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
-    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "32",
            *init, *teacher]
     tuned = snn_ft.main(run)
-    assert tuned["directory"] == tmp_path / "tiny_net-network_2bit_ft_global_unsigned"
+    assert tuned["directory"] == tmp_path / f"{TINY_RUN}_2bit_ft_global_unsigned"
     lines = [json.loads(line) for line in (tuned["directory"] / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
@@ -255,7 +255,7 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
 
 
 def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):
-    init = ["--init", str(result / "tiny_net-network_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
+    init = ["--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.15", "-t", *init])
     assert "lower --lr" in capsys.readouterr().err
 
@@ -269,7 +269,7 @@ def test_calibration_brings_the_spiking_network_closer(result):
 def test_overwrite_removes_the_run_and_nothing_else(tiny, tmp_path):
     run = ["--arch", TINY, "--data", str(tiny), "-b", "16", "--epochs", "1", "--bit", "32", "--result", str(tmp_path)]
     (tmp_path / "real").mkdir()
-    (tmp_path / "tiny_net-network_32bit").symlink_to(tmp_path / "real")
+    (tmp_path / f"{TINY_RUN}_32bit").symlink_to(tmp_path / "real")
     main.main(run)
     (tmp_path / "real" / "notes.txt").write_text("mine")
     main.main([*run, "--overwrite", "--seed", "1", "--weight-bit", "32"])

@@ -41,10 +41,11 @@ OF_1024 = ("-b", "256", "--accum", "4")
 SCHEDULES = {"cifar10": Schedule(300, {FLOAT_BITS: "0.1", 4: "0.04", 3: "0.04", 2: "0.04"},
                                  {FLOAT_BITS: "5e-4", 4: "1e-4", 3: "1e-4", 2: "3e-5"}),
              "imagenet": Schedule(60, {4: "0.025", 3: "0.0025", 2: "0.0025"}, dict.fromkeys((4, 3, 2), "1e-4"), OF_1024)}
+# ImageNet, APoT (ICLR 2020).
 DECAY = {**dict.fromkeys((5, 4, 3), "1e-4"), 2: "2e-5"}
-APOT = {"torchvision:resnet18": Schedule(100, {5: "0.01", 4: "0.01", 3: "0.01", 2: "0.04"}, DECAY, OF_1024),  # APoT, ICLR 2020
-        "torchvision:resnet34": Schedule(100, {5: "0.1", 4: "0.1", 3: "0.1", 2: "0.1"}, DECAY, OF_1024),
-        "torchvision:resnet50": Schedule(100, {4: "0.05", 3: "0.05"}, DECAY, ("-b", "256", "--accum", "2"))}
+RESNETS = {"torchvision:resnet18": Schedule(100, {5: "0.01", 4: "0.01", 3: "0.01", 2: "0.04"}, DECAY, OF_1024),
+           "torchvision:resnet34": Schedule(100, {5: "0.1", 4: "0.1", 3: "0.1", 2: "0.1"}, DECAY, OF_1024),
+           "torchvision:resnet50": Schedule(100, {4: "0.05", 3: "0.05"}, DECAY, ("-b", "256", "--accum", "2"))}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Networks:
     @property
     def schedule(self) -> Schedule:
         """Return the published training."""
-        return APOT.get(self.arch, SCHEDULES["imagenet"]) if self.dataset == "imagenet" else SCHEDULES[self.dataset]
+        return RESNETS.get(self.arch, SCHEDULES["imagenet"]) if self.dataset == "imagenet" else SCHEDULES[self.dataset]
 
     @property
     def bits(self) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
-from .networks import APOT, CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, Networks, Source
+from .networks import CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, RESNETS, Networks, Source
 from .stages import TRAININGS, Stage
 
-ARCHS = {"cifar10": ("resnet20", "alex", "vgg11", "vgg16", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16", *APOT)}
+ARCHS = {"cifar10": ("resnet20", "alex", "vgg11", "vgg16", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16", *RESNETS)}
 ELSEWHERE = ("torchvision:resnet18", "torchvision:mobilenet_v2", "examples/vgg.py:vgg")  # not made for this repository
 ELSEWHERE_RATE = 0.2  # at the published rates, few epochs end at half the accuracy
 TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "ablation", "conversion", "latency")
