@@ -43,6 +43,10 @@ class Geometry:
             return x
         return F.pad(x, self.pads, self.mode, zero if self.mode == "constant" else None)
 
+    def is_product(self, weight: Tensor) -> bool:
+        """Return whether the convolution is one product of matrices: 1x1, at each place."""
+        return self == Geometry() and weight.shape[2:] == (1, 1)
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the convolution of x [B, C, H, W] in floating point."""
         return F.conv2d(self.padded(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -77,7 +81,7 @@ class IntegerConv(nn.Module):
     """Convolution of bytes: spikes + 1 as uint8 with zero point 1, weights as int8, sums in int32, output as float32.
 
     Exact: the sums are below 2^24, and a processor that adds pairs of products in 16 bits has at most 2 · 2 · 64 · 127
-    in them. Runs on CPUs, by oneDNN.
+    in them. Runs on CPUs, by oneDNN, whose convolutions are slow with few places: a linear layer as one takes 20 times as long.
 
     Args:
         total: spikes that average pooling adds up to one value; it stands for 0.
@@ -98,10 +102,15 @@ class IntegerConv(nn.Module):
         self.places = list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups
         self.scale = torch.ones(len(weight))
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self.packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), self.scale, 1.0, self.point, *self.places, None)
+        self.product, weight = geometry.is_product(weight), weight.to(torch.int8)
+        self.packed = (torch.ops.onednn.qlinear_prepack(weight.flatten(1), None) if self.product else
+                       torch.ops.onednn.qconv_prepack(weight, self.scale, 1.0, self.point, *self.places, None))
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Map spikes + 1 [T·B, C, H, W] uint8 to accumulators [T·B, C', H', W'] float32."""
+        if self.product:
+            return torch.ops.onednn.qlinear_pointwise(spikes.movedim(1, -1), 1.0, self.point, self.packed, self.scale,
+                                                      self.zero_points, None, 1.0, 0, torch.float32, "none", [], "").movedim(-1, 1)
         spikes = self.geometry.padded(spikes, self.point)
         return torch.ops.onednn.qconv2d_pointwise(spikes, 1.0, self.point, self.packed, self.scale, self.zero_points, None,
                                                   *self.places, 1.0, 0, torch.float32, "none", [], "")

@@ -107,7 +107,7 @@ class ExactConv(nn.Module):
     def __init__(self, weight: Tensor, geometry: Geometry):
         super().__init__()
         self.register_buffer("weight", weight.contiguous())
-        self.geometry, self.product = geometry, weight.shape[2:] == (1, 1) and geometry == Geometry()
+        self.geometry, self.product = geometry, geometry.is_product(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [T·B, C, H, W] float64 to [T·B, C', H', W']."""
