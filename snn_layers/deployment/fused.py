@@ -1,5 +1,7 @@
 """The integrate-and-fire equation on accumulators in one pass, which a deployed network runs between two convolutions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
     Args:
         accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
         second: a residual, [T, N, C] of any number type, or None.
-        constants: [4 + number of others, 2, C] of the accumulator's dtype, see `neuron_constants`.
+        constants: [4 + number of others, 2, C] float32, see `neuron_constants`, or [4, 1, C] float64.
         zero: added to each spike, so that unsigned bytes can hold -1.
         dtype: of the result.
         start: membrane before the first step in θ, 1/2 or 0: both lie on half of the grid.
@@ -62,28 +64,52 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
     Returns:
         [T, N, C] in {-1, 0, 1} + zero.
     """
-    (theta, theta_low), (bias, bias_low), (factor, factor_low), (retraction, retraction_low), *more = constants
-    inputs = [] if second is None else [(second, factor, factor_low)]
-    inputs += [(other, *pair) for other, pair in zip(others, more, strict=True)]
-    high, low = theta * start, theta_low * start
-    fired: Tensor | float = 0.0
+    theta, bias, factor, retraction, *more = constants  # [parts, C] each: high and low, or one
+    inputs = [] if second is None else [(second, factor)]
+    inputs += zip(others, more, strict=True)
+    membrane = list(theta * start)
+    fired: Tensor | None = None
     spike_train, seen = [], 0
     for step in range(time_steps):
         while seen < min(step + 1 + delay, time_steps):
             at = min(seen, accumulator.shape[0] - 1)
-            high, low = high + (accumulator[at] + bias), low + bias_low
-            for values, weight, weight_low in inputs:
+            high, *low = bias
+            current = [accumulator[at] + high, *low]
+            for values, weight in inputs:
                 residual = values[at].to(accumulator.dtype)
-                high, low = high + residual * weight, low + residual * weight_low
+                current = [part + residual * gain for part, gain in zip(current, weight, strict=True)]
+            membrane = [part + arrived for part, arrived in zip(membrane, current, strict=True)]
             seen += 1
-        spikes = (high - theta >= theta_low - low).to(accumulator.dtype)
-        if signed:
-            retracts = (high - retraction <= retraction_low - low) & (fired > 0)
-            spikes = spikes - retracts.to(accumulator.dtype)
+        spikes = reaches(membrane, theta).to(accumulator.dtype)
+        if signed and fired is None:
+            fired = spikes
+        elif signed:
+            retracted = reaches(retraction, membrane).to(accumulator.dtype)
+            spikes = spikes - torch.minimum(retracted, fired)
             fired = fired + spikes
-        high, low = high - spikes * theta, low - spikes * theta_low
-        spike_train.append((spikes + zero).to(dtype))
-    return torch.stack(spike_train)
+        membrane = [part - spikes * value for part, value in zip(membrane, theta, strict=True)]
+        spike_train.append(stored(spikes, zero, dtype))
+    return stacked(spike_train)
+
+
+def reaches(value: Sequence[Tensor], bound: Sequence[Tensor]) -> Tensor:
+    """Return value >= bound, each a number or a pair (high, low) that stands for its sum."""
+    if len(value) == 1:
+        return value[0] >= bound[0]
+    (high, low), (bound_high, bound_low) = value, bound
+    return high - bound_high >= bound_low - low
+
+
+def stored(spikes: Tensor, zero: int, dtype: torch.dtype) -> Tensor:
+    """Return spikes + zero in a number type; by way of float32, since the compiler makes bytes of float64 one by one."""
+    return (spikes + zero).to(torch.float32).to(dtype)
+
+
+def stacked(spike_train: list[Tensor]) -> Tensor:
+    """Return the spikes of all steps as one tensor; of bytes on a CPU the compiler would make it in a second pass."""
+    if spike_train[0].dtype != torch.uint8 or not spike_train[0].is_cpu:
+        return torch.stack(spike_train)
+    return torch.stack([spikes.view(torch.float8_e4m3fn) for spikes in spike_train]).view(torch.uint8)
 
 
 def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, constants: Tensor, time_steps: int, signed: bool,
@@ -96,7 +122,7 @@ def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, con
     Args:
         accumulator: [T, N, C] float32.
         currents: scale, bias and the factors of `second` and of each other, [3 + others, T, C] float64.
-        constants: as in `fire`, [4, 2, C] float64, with bias and factor 0, in the unit of θ.
+        constants: as in `fire`, [4, 1, C] float64, with bias and factor 0, in the unit of θ.
     """
     current = current_of(accumulator, second, currents, *others)
     return fire(current, None, constants, time_steps, signed, delay, zero, dtype, start)
@@ -106,7 +132,7 @@ def fire_levels(accumulator: Tensor, second: Tensor | None, currents: Tensor, co
                 dtype: torch.dtype, *others: Tensor) -> Tensor:
     """Return the spikes of `rounded`, 0 to `most` of a neuron in its one step, + zero, [1, N, C]; arguments as in `fire_steps`."""
     current = current_of(accumulator, second, currents, *others)
-    return (rounded(current, constants[0, 0], most) + zero).to(dtype)
+    return stored(rounded(current, constants[0, 0], most), zero, dtype)
 
 
 def current_of(accumulator: Tensor, second: Tensor | None, currents: Tensor, *others: Tensor) -> Tensor:

@@ -66,13 +66,13 @@ def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
 
 
 def float64_constants(neuron: IFNeuron, current: Tensor | None = None) -> Tensor:
-    """Return the constants of `fire` [4, 2, C] for currents in float64, where `low` is 0.
+    """Return the constants of `fire` [4, 1, C] for currents in float64.
 
     The bias is the neuron's and that of the `current`, [C] or [], which it comes without.
     """
     bias = torch.zeros_like(neuron.threshold)[None] if neuron.bias is None else neuron.bias.detach()
     bias = bias.double() if current is None else bias.double() + current
-    constants = bias.new_zeros(4, 2, len(bias))
+    constants = bias.new_zeros(4, 1, len(bias))
     constants[0, 0], constants[1, 0], constants[3, 0] = neuron.threshold.detach(), bias, RETRACTION
     return constants
 
