@@ -18,7 +18,7 @@ from .summing_unit import SummingUnit
 from .terms import MOST
 from .units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 
-WORKING_SET = 20 * 2**20  # bytes of the first (widest) layer's currents and spikes that a CPU's caches hold
+WORKING_SET = 30 * 2**20  # bytes of the first (widest) layer's currents and spikes that a CPU's caches hold
 ALIVE = 4  # a network holds currents and spikes of at most so many layers of that width at once
 
 
