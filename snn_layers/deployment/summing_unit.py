@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Network, Part, moving, repeat_over_time
@@ -111,6 +110,4 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [T·B, C, H, W] float64 to [T·B, C', H', W']."""
-        if not self.product:
-            return self.geometry.convolve(x, self.weight)
-        return F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0]).movedim(-1, 1)
+        return self.geometry.multiply(x, self.weight)
