@@ -125,7 +125,8 @@ def test_an_update_is_a_new_deployment_of_one_unit(quantized):
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("geometry", [{"groups": 4}, {"groups": 16}, {"dilation": 2, "padding": 2}, {"padding_mode": "reflect"},
                                       {"padding_mode": "circular", "dilation": (2, 1), "padding": (2, 1)}, {"padding": "same"},
-                                      {"padding_mode": "replicate"}, {"padding": "same", "kernel_size": (4, 2)}], ids=str)
+                                      {"padding_mode": "replicate"}, {"padding": "same", "kernel_size": (4, 2)},
+                                      {"padding": 0, "kernel_size": 1}], ids=str)
 def test_a_convolution_keeps_groups_dilation_and_padding(small, integer, geometry):
     for part in (small.body[0], small.body[2].part1, small.body[2].part2):
         old = part.conv
