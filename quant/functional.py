@@ -30,7 +30,8 @@ class _WeightQuantization(torch.autograd.Function):
         quantized = nearest_level(u.abs().clamp_(max=1), levels).copysign_(u)
         # dα needs sign(u) where |u| > 1, else Q(u) - u: one tensor, since Q(u) is sign(u) out there. hardshrink keeps |u| > 1.
         ctx.save_for_backward(torch.sub(quantized, u.sub_(F.hardshrink(u, 1.0))), std)
-        return quantized * (clip * (std / std))  # NaN instead of clips where std is 0 or NaN: both have no nearest level
+        quantized.mul_(clip * (std / std))  # NaN instead of clips where std is 0 or NaN: both have no nearest level
+        return quantized.view_as(quantized)  # see _ActivationQuantization
 
     @staticmethod
     @once_differentiable
