@@ -7,9 +7,22 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # Triton divides approximately unless it is told to round; on a CPU this changes nothing.
 OPTIONS = MappingProxyType({"eager_numerics.division_rounding": True})
+
+
+class BytesAtOnce(TorchFunctionMode):
+    """torch.stack of bytes as one of another type of that size: of bytes on a CPU the compiler makes it in a second pass."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        if function is torch.stack and all(part.dtype == torch.uint8 for part in args[0]):
+            parts: list[Tensor] = [part.view(torch.float8_e4m3fn) for part in args[0]]
+            return torch.stack(parts, *args[1:], **(kwargs or {})).view(torch.uint8)
+        return function(*args, **(kwargs or {}))
 
 
 class Compiled:

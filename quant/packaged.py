@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import OPTIONS, compiled
+from .compiled import OPTIONS, BytesAtOnce, compiled
 
 # What calls the loops, once, takes longer to compile than they do.
 QUICK = MappingProxyType({"aot_inductor.compile_wrapper_opt_level": "O0"})
@@ -73,10 +73,10 @@ class Body(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Call the function with the tensors in their places."""
-        args = list(self.args)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            args[place] = tensor
-        return self.function(*args)
+        given = dict(zip(self.places, tensors, strict=True))
+        args = [given.get(place, value) for place, value in enumerate(self.args)]
+        with BytesAtOnce():
+            return self.function(*args)
 
 
 @lru_cache

@@ -183,6 +183,14 @@ def test_a_program_for_torch_alone_is_bit_equal(small):
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
+def test_a_program_has_no_trick_of_our_compiler(small):
+    with torch.no_grad():
+        program = torch.export.export(exported(to_spiking(small)), (torch.randn(2, 3, 9, 7),))
+    values = [node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    assert torch.uint8 in {value.dtype for value in values}
+    assert all(value.itemsize > 1 or value.dtype in (torch.uint8, torch.bool) for value in values)
+
+
 def test_what_leaves_is_what_runs_here(small):
     images = torch.randn(8, 3, 9, 7)
     assert close(exported(small)(images)["logits"], small.double()(images.double()))

@@ -68,7 +68,7 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
     inputs = [] if second is None else [(second, factor)]
     inputs += zip(others, more, strict=True)
     membrane = list(theta * start)
-    fired: Tensor | None = None
+    fired: Tensor | None = None  # nothing to take back yet: the first step needs no comparison for it
     spike_train, seen = [], 0
     for step in range(time_steps):
         while seen < min(step + 1 + delay, time_steps):
@@ -89,7 +89,7 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
             fired = fired + spikes
         membrane = [part - spikes * value for part, value in zip(membrane, theta, strict=True)]
         spike_train.append(stored(spikes, zero, dtype))
-    return stacked(spike_train)
+    return torch.stack(spike_train)
 
 
 def reaches(value: Sequence[Tensor], bound: Sequence[Tensor]) -> Tensor:
@@ -103,13 +103,6 @@ def reaches(value: Sequence[Tensor], bound: Sequence[Tensor]) -> Tensor:
 def stored(spikes: Tensor, zero: int, dtype: torch.dtype) -> Tensor:
     """Return spikes + zero in a number type; by way of float32, since the compiler makes bytes of float64 one by one."""
     return (spikes + zero).to(torch.float32).to(dtype)
-
-
-def stacked(spike_train: list[Tensor]) -> Tensor:
-    """Return the spikes of all steps as one tensor; of bytes on a CPU the compiler would make it in a second pass."""
-    if spike_train[0].dtype != torch.uint8 or not spike_train[0].is_cpu:
-        return torch.stack(spike_train)
-    return torch.stack([spikes.view(torch.float8_e4m3fn) for spikes in spike_train]).view(torch.uint8)
 
 
 def fire_steps(accumulator: Tensor, second: Tensor | None, currents: Tensor, constants: Tensor, time_steps: int, signed: bool,
