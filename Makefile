@@ -1,4 +1,4 @@
-# make demo: a quantized network becomes a spiking one, in one to two minutes. make test: the tests, in 5.
+# make demo: a quantized network becomes a spiking one, in one to two minutes. make test: the tests, in 5 to 6.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
