@@ -3,18 +3,16 @@
 torch.compile keeps its results too, but it traces and guards each version of a function anew in each process. For 15 time steps
 that takes several times as long as the network takes for a few hundred images. A package needs neither.
 
-A package is code. Its name depends on all that went into it (the function's file, the arguments other than tensors, types, torch,
-compiler, processor, threads). It is written whole or not at all, and loaded only if the file and its directory belong to this
-user and nobody else may write there.
+A package is code. Its name depends on all that went into it (the files of its functions, the arguments other than tensors,
+types, torch, compiler, processor, threads). It is written whole or not at all, and loaded only if the file and its directory
+belong to this user and nobody else may write there.
 """
 
 import hashlib
 import importlib
-import inspect
 import io
 import json
 import os
-import platform
 import stat
 import subprocess
 import sys
@@ -29,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compiled import OPTIONS, BytesAtOnce, compiled
+from .compiled import OPTIONS, BytesAtOnce, compiled, sources, tools
 
 # What calls the loops, once, takes longer to compile than they do.
 QUICK = MappingProxyType({"aot_inductor.compile_wrapper_opt_level": "O0"})
@@ -173,9 +171,8 @@ def load(path: Path) -> Callable[..., Tensor]:
 
 def package_path(function: Callable[..., Tensor], key: str) -> Path | None:
     """Return the path of a version, built or not; None if the user has no private directory for it."""
-    file = Path(inspect.getsourcefile(function))
-    made_of = [function.__qualname__, hashlib.sha256(file.read_bytes()).hexdigest(), key, torch.__version__, dict(OPTIONS),
-               torch.get_num_threads(), *tools()]
+    files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sources(function)]
+    made_of = [function.__qualname__, files, key, torch.__version__, dict(OPTIONS), torch.get_num_threads(), *tools()]
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-snn"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
@@ -189,22 +186,6 @@ def private(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return found.st_uid == os.geteuid() and not found.st_mode & OTHERS_WRITE and not stat.S_ISLNK(found.st_mode)
-
-
-@lru_cache
-def tools() -> tuple[str, str]:
-    """Return the compiler's version (empty without a compiler) and the processor's abilities."""
-    try:
-        command = [os.environ.get("CXX", "g++"), "--version"]
-        compiler = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
-    except OSError:
-        compiler = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    except OSError:
-        processor = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
-    return compiler, processor
 
 
 def build(function: Callable[..., Tensor], args: tuple, path: Path) -> None:

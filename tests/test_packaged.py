@@ -1,11 +1,13 @@
 """A package computes its function, the next process finds it on the disk, and one that others may write is not loaded."""
 
+import importlib
 import sys
 
 import pytest
 import torch
 
 from quant import packaged as door
+from quant.compiled import sources
 from quant.packaged import Packaged, built_together, package_path, private, specification
 from snn_layers.analysis import tally
 
@@ -128,3 +130,19 @@ def test_a_version_has_a_name_of_its_own(cache, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert package_path(shifted, specification(args)) not in names
     assert door(shifted) is door(shifted)
+
+
+def test_an_edited_function_that_another_one_calls_gives_it_another_name(cache, tmp_path, monkeypatch):
+    """A package of the old equation would be silently wrong; torch's own files are told by its version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "caller_of_equation.py").write_text(
+        "from torch.nn.functional import relu\n\nfrom edited_equation import twice\n\n"
+        "def call(x):\n    return [twice(relu(y)) for y in x]\n")
+    equation = tmp_path / "edited_equation.py"
+    equation.write_text("def twice(x):\n    return 2 * x\n")
+    call = importlib.import_module("caller_of_equation").call
+    assert [file.name for file in sources(call)] == ["caller_of_equation.py", "edited_equation.py"]
+    before = package_path(call, "")
+    assert package_path(call, "") == before
+    equation.write_text("def twice(x):\n    return 3 * x\n")
+    assert package_path(call, "") != before
