@@ -34,8 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="of training, calibration and tuning; a run without random numbers runs once (default: 0)")
     add("--epochs-scale", type=cli.number(float, 0, 1, "part of the schedule"), default=1.0, metavar="PART",
         help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
-    add("--amp", action="store_true", help="train in bfloat16")
-    add("--compile", action="store_true", help="compile the training steps of quantized networks")
+    add("--amp", action="store_true", help="train, and tune through time, in bfloat16")
+    add("--compile", action="store_true", help="compile the training steps of quantized networks, and of tuning through time")
     add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10, or ImageNet, is (default: data)")
     add("--study", type=Path, default=Path("result/study"), metavar="DIR", help="where the stages are (default: result/study)")
@@ -44,8 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.networks and args.table in ("cifar10", "imagenet", "elsewhere", "recipe"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
-    if args.networks and (args.epochs_scale < 1 or args.amp or args.compile):
-        raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale, --amp and --compile out")
+    if args.networks and args.epochs_scale < 1:
+        raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale out")
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: a seed counts once")
     if args.readme and (args.list or args.table is None):

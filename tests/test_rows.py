@@ -81,6 +81,9 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
         "calibrated, global": "512 + 40,000", "calibrated, through time": "512 + 10 x 50,000",
         "calibrated, global, 2 of 3 steps": "512 + 40,000", "global": "40,000",
         "layer-wise": "5,000 of 50,000, 1 of 8 epochs", "layer-wise, global": "5,000 of 50,000, 1 of 8 epochs + 40,000"}
+    fast = rows_of("conversion", [0], Path("data"), Path("study"), extra=("--amp", "--compile"), files=Path("nets"))
+    assert [stage.name for row in fast for stage in row.stages if "--amp" in stage.flags] == [
+        f"resnet20-nets/{bit}bit-{neuron}-calibrated-time-amp-compile-seed0" for bit in (3, 2) for neuron in ("signed", "unsigned")]
     imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
     assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}
 

@@ -56,7 +56,7 @@ class Networks:
         data: where the data set is.
         study: where the stages are.
         scale: epochs of each stage of the chain, as a part of the published number; below 1 with a cosine schedule.
-        extra: more flags of the training, --amp and --compile.
+        extra: more flags of training, and of tuning through time, --amp and --compile.
         files: a directory with {arch}_{bit}bit.pth.tar; None trains.
         chosen: bit-widths of the chain, each of which starts from the one before; None: the published ones of the data set.
         rate: learning rates of the chain, as a part of the published ones.
@@ -192,8 +192,10 @@ class Source:
         return self.stage("snn_ft", kind, passes, ("--method", "global", "--teacher", "--calib", str(count), *flags))
 
     def unrolled(self, kind: str, *flags: str) -> Stage:
-        """Return a run of tuning through time."""
+        """Return a run of tuning through time, with the flags of trainings."""
         train, test = IMAGES[self.networks.dataset]
         trained = TIME_EPOCHS * train * QUANTIZED * time_steps(self.bit)
-        flags = ("--method", "through-time", "--epochs", str(TIME_EPOCHS), *flags)
+        extra = self.networks.extra
+        flags = ("--method", "through-time", "--epochs", str(TIME_EPOCHS), *flags, *extra)
+        kind = "-".join([kind, *(flag.lstrip("-") for flag in extra)]) if self.networks.files else kind  # the group says it, too
         return self.stage("snn_ft", kind, (TIME_EPOCHS + 2) * test * self.spiking_pass, flags, trained)
