@@ -47,7 +47,7 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
     time_steps = len(current)
     if not 0 <= delay <= time_steps:
         raise ValueError(f"delay is {delay}: choose 0 to T = {time_steps}")
-    spike_train = torch.empty_like(current)
+    spike_train: list[Tensor] = []  # compiled, a write into a part of one tensor would copy the whole of it
     membrane = torch.empty_like(current[0]).copy_(threshold * start)
     # Comparisons are written into float tensors: boolean masks are several times slower on a CPU.
     fired, retracted = torch.zeros_like(membrane), torch.empty_like(membrane)
@@ -58,13 +58,14 @@ def integrate_and_fire(current: Tensor, threshold: Tensor, signed: bool = True, 
         while seen < min(step + 1 + delay, time_steps):
             membrane.add_(current[seen])
             seen += 1
-        spikes = torch.ge(membrane, threshold, out=spike_train[step])
+        spikes = torch.ge(membrane, threshold, out=torch.empty_like(membrane))
         if signed:
             torch.le(membrane, RETRACTION, out=retracted)
             # Of 0 or 1 wanted and n = 0, 1, 2, ... to give, the smaller number is taken back.
             spikes.sub_(torch.minimum(retracted, fired, out=retracted))
             fired.add_(spikes)
         membrane.addcmul_(spikes, threshold, value=-1)
+        spike_train.append(spikes)
         if membranes is not None:
             membranes.append(membrane.clone())
-    return spike_train
+    return torch.stack(spike_train)

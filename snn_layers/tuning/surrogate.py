@@ -12,7 +12,7 @@ SURROGATES = ("rectangle", "triangle")
 def surrogate_slope(distance: Tensor, surrogate: str = "rectangle") -> Tensor:
     """Return the surrogate for the derivative of a spike by the membrane, in 1/θ; its integral is 1.
 
-        rectangle: 1 where |d| < 1/2, else 0 (as booleans: it is kept for the backward pass)
+        rectangle: 1 where |d| < 1/2, else 0
         triangle:  max(0, 1 - |d|)
 
     Args:
@@ -22,7 +22,8 @@ def surrogate_slope(distance: Tensor, surrogate: str = "rectangle") -> Tensor:
     Neuroscience 2018 (rectangle); Bellec et al., "Long short-term memory and learning-to-learn in networks of spiking
     neurons", NeurIPS 2018 (triangle).
     """
-    return distance.abs() < HALF if surrogate == "rectangle" else (1 - distance.abs()).clamp(min=0)
+    distance = distance.abs()
+    return torch.lt(distance, HALF, out=distance) if surrogate == "rectangle" else (1 - distance).clamp_(min=0)
 
 
 def slopes_of(membrane: Tensor, threshold: Tensor, fired: Tensor | None, surrogate: str) -> Tensor:
@@ -31,10 +32,7 @@ def slopes_of(membrane: Tensor, threshold: Tensor, fired: Tensor | None, surroga
     Where n > 0 a spike may be taken back: the slopes around θ and around 0 add up, for the rectangle to an interval of 2θ.
     """
     slope = surrogate_slope(membrane / threshold - 1, surrogate)
-    if fired is None:
-        return slope
-    back = surrogate_slope(membrane / threshold, surrogate)
-    return slope | (back & (fired > 0)) if surrogate == "rectangle" else slope + back * (fired > 0)
+    return slope if fired is None else slope + surrogate_slope(membrane / threshold, surrogate) * fired.clamp(max=1)
 
 
 class _ThroughTime(torch.autograd.Function):
@@ -45,16 +43,18 @@ class _ThroughTime(torch.autograd.Function):
         spike_train = integrate_and_fire(current, threshold, signed, delay, start, membranes)
         fired, slopes = torch.zeros_like(current[0]), []
         for spikes, after in zip(spike_train, membranes[1:], strict=True):
-            slopes.append(slopes_of(after + spikes * threshold, threshold, fired if signed else None, surrogate))
+            slope = slopes_of(after + spikes * threshold, threshold, fired if signed else None, surrogate)
+            # Bytes instead of booleans, which compiled code on a CPU writes and reads one by one.
+            slopes.append(slope.to(torch.uint8) if surrogate == "rectangle" else slope)
             fired = fired + spikes
-        ctx.save_for_backward(threshold, torch.stack(slopes))
+        ctx.save_for_backward(threshold, *slopes)
         ctx.delay = delay
         return spike_train
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        threshold, slopes = ctx.saved_tensors
+        threshold, *slopes = ctx.saved_tensors
         steps = len(slopes)
         carried, by_current = torch.zeros_like(grad[0]), []
         for step in reversed(range(steps)):
