@@ -5,7 +5,7 @@ that takes several times as long as the network takes for a few hundred images. 
 
 A package is code. Its name depends on all that went into it (the files of its functions, the arguments other than tensors,
 types, torch, compiler, processor, threads). It is written whole or not at all, and loaded only if the file and its directory
-belong to this user and nobody else may write there.
+belong to this user and nobody else may write there. What no process has loaded for two months is deleted.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
@@ -32,6 +33,7 @@ from .compiled import OPTIONS, BytesAtOnce, compiled, sources, tools
 # What calls the loops, once, takes longer to compile than they do.
 QUICK = MappingProxyType({"aot_inductor.compile_wrapper_opt_level": "O0"})
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+KEPT = 60 * 24 * 3600  # seconds for which a package stays that is not loaded: edited functions leave theirs behind
 
 
 class Packaged:
@@ -166,6 +168,8 @@ def load(path: Path) -> Callable[..., Tensor]:
         RuntimeError: the file is damaged.
     """
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    with suppress(OSError):
+        path.touch()
     return lambda *tensors: loader.run(list(tensors))[0]
 
 
@@ -199,3 +203,12 @@ def build(function: Callable[..., Tensor], args: tuple, path: Path) -> None:
         torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs={**OPTIONS, **QUICK})
         part.chmod(0o600)
         part.replace(path)
+        forget_unused(path.parent)
+
+
+def forget_unused(directory: Path) -> None:
+    """Delete the packages that no process has loaded for `KEPT` seconds."""
+    for package in directory.glob("*.pt2"):
+        with suppress(FileNotFoundError):  # another process deletes too
+            if time.time() - package.stat().st_mtime > KEPT:
+                package.unlink()

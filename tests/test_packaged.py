@@ -1,6 +1,7 @@
 """A package computes its function, the next process finds it on the disk, and one that others may write is not loaded."""
 
 import importlib
+import os
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from quant import packaged as door
 from quant.compiled import sources
-from quant.packaged import Packaged, built_together, package_path, private, specification
+from quant.packaged import Packaged, built_together, forget_unused, package_path, private, specification
 from snn_layers.analysis import tally
 
 
@@ -59,6 +60,12 @@ def test_a_package_computes_the_function_for_any_size_and_is_found_again(cache, 
     path.chmod(0o600)
     assert torch.equal(first(*args), shifted(*args))
     file, = cache.iterdir()
+    os.utime(file, (0, 0))
+    assert torch.equal(Packaged(shifted)(*args), shifted(*args))
+    (cache / "other-function.pt2").touch()
+    os.utime(cache / "other-function.pt2", (0, 0))
+    forget_unused(cache)
+    assert list(cache.iterdir()) == [file]  # it was loaded just now
     assert (file.suffix, file.stat().st_mode & 0o777, cache.stat().st_mode & 0o777) == (".pt2", 0o600, 0o700)
     monkeypatch.setattr(sys.modules["quant.packaged"], "build", None)
     second = Packaged(shifted)
