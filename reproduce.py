@@ -46,6 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
     if args.networks and args.epochs_scale < 1:
         raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale out")
+    if args.networks and args.table not in (None, "conversion") and (args.amp or args.compile):
+        raise UserError(f"--networks {args.networks}: nothing is trained; the table {args.table} does not tune through time, so "
+                        "leave --amp and --compile out")
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: a seed counts once")
     if args.readme and (args.list or args.table is None):

@@ -29,6 +29,8 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
         reproduce.main([*places, "--table", "cifar10", "--rows", "2 bits", "9 bits"])
     with pytest.raises(UserError, match="nothing is trained"):
         reproduce.main([*argv, "--epochs-scale", "0.1"])
+    with pytest.raises(UserError, match="nothing is trained; the table latency does not tune through time"):
+        reproduce.main([*places, "--table", "latency", "--networks", "nets", "--amp"])
     with pytest.raises(UserError, match="--seeds 1 0 1: a seed counts once"):
         reproduce.main([*places, "--seeds", "1", "0", "1"])
     monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))

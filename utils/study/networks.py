@@ -48,6 +48,11 @@ RESNETS = {"torchvision:resnet18": Schedule(100, {5: "0.01", 4: "0.01", 3: "0.01
            "torchvision:resnet50": Schedule(100, {4: "0.05", 3: "0.05"}, DECAY, ("-b", "256", "--accum", "2"))}
 
 
+def with_flags(name: str, flags: tuple[str, ...]) -> str:
+    """Return a name that tells the flags, as "resnet20-45epochs-amp-compile"."""
+    return "-".join([name, *(flag.lstrip("-") for flag in flags)])
+
+
 @dataclass(frozen=True)
 class Networks:
     """The networks of an architecture, trained here as a chain of bit-widths, or read from files.
@@ -104,7 +109,7 @@ class Networks:
         """Return the directory, in the study, of the stages with `bit` bits; stages of other networks have another one."""
         if self.files is not None:
             return f"{self.arch}-{self.files.name}"
-        return "-".join([label(self.arch), f"{self.epochs}epochs", *(flag.lstrip("-") for flag in self.extra_of(bit))])
+        return with_flags(f"{label(self.arch)}-{self.epochs}epochs", self.extra_of(bit))
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -197,5 +202,4 @@ class Source:
         trained = TIME_EPOCHS * train * QUANTIZED * time_steps(self.bit)
         extra = self.networks.extra
         flags = ("--method", "through-time", "--epochs", str(TIME_EPOCHS), *flags, *extra)
-        kind = "-".join([kind, *(flag.lstrip("-") for flag in extra)]) if self.networks.files else kind  # the group says it, too
-        return self.stage("snn_ft", kind, (TIME_EPOCHS + 2) * test * self.spiking_pass, flags, trained)
+        return self.stage("snn_ft", with_flags(kind, extra), (TIME_EPOCHS + 2) * test * self.spiking_pass, flags, trained)
