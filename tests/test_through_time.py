@@ -1,6 +1,7 @@
 """Backpropagation through time, and BN of each time step."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -286,7 +287,16 @@ def test_constants_of_each_step_are_refused_where_they_have_no_meaning(quantized
 
 
 @pytest.fixture(scope="module")
-def digits() -> Network:
+def one_thread() -> Iterator[None]:
+    """Let the figures be the same on each machine: with two threads sums have another order, and training another end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits(one_thread) -> Network:
     """Return a 2-bit network of nine units, trained on digits for three epochs."""
     torch.manual_seed(0)
     body = nn.Sequential(conv_unit(3, 16, stride=2), BasicBlock(16, 32, 2), *(BasicBlock(32, 32, 1) for _ in range(3)))
@@ -307,7 +317,7 @@ def test_an_epoch_brings_a_converted_digits_network_to_its_ann(digits, config):
     train_epochs(network, batches(train=True), 1, 0.02, teacher=digits)
     after = deploy(network.finished(), compile=False)
     images = test.first(360)
-    assert divergence(after(images), digits(images)) < 0.6 * divergence(before(images), digits(images))  # 0.53 with two threads
+    assert divergence(after(images), digits(images)) < 0.5 * divergence(before(images), digits(images))
     assert evaluate(after, test).top1 > evaluate(before, test).top1
 
 
