@@ -2,12 +2,16 @@
 
 import copy
 import json
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import Forks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -111,6 +115,15 @@ def tiny(tmp_path_factory) -> Path:
         records[:, 0] %= 10
         records.tofile(folder / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Return a process that runs scripts in forks of itself."""
+    with subprocess.Popen([sys.executable, str(ROOT / "tests" / "forks.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        yield Forks(process)
+        process.stdin.close()
 
 
 class Operators(TorchDispatchMode):

@@ -1,9 +1,8 @@
-"""What several tests need: pictures, comparisons, scripts that kill themselves, the memory of this process."""
+"""What several tests need: pictures, comparisons, scripts in forks, the memory of this process."""
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,26 @@ def timeless(history: list[dict]) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in ("seconds", "revisions")} for line in history]
 
 
-def run_jobs(jobs: list[dict], where: Path) -> list[int]:
-    """Run jobs of killed.py one after the other; return their exit statuses."""
-    (where / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(where / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+class Forks:
+    """A process that runs scripts in forks of itself, one after the other; see forks.py."""
+
+    def __init__(self, server: subprocess.Popen):
+        self.server = server
+
+    def start(self, job: dict) -> int:
+        """Start a job; return the number of its process."""
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def end(self) -> int:
+        """Wait for the end of the job that was started last; return its exit status."""
+        return int(self.server.stdout.readline())
+
+    def run(self, job: dict) -> int:
+        """Run a job; return its exit status."""
+        self.start(job)
+        return self.end()
 
 
 def resident() -> float:

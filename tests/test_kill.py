@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TINY_RUN, run_jobs, same, timeless
+from helpers import TINY, TINY_RUN, Forks, same, timeless
 
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 
@@ -35,23 +35,23 @@ MOMENTS = {
 }
 
 
-def job(name: str, data: Path, result: Path, moment: tuple | None = None) -> dict:
-    """Return a job that starts a run, or goes on with it if it has a checkpoint: nothing is computed before the first one."""
+def attempt(forks: Forks, name: str, data: Path, result: Path, moment: tuple | None = None) -> int:
+    """Start a run, or go on with it if it has a checkpoint: nothing is computed before the first one. Return its exit status."""
     script, argv, directory = RUNS[name]
     argv = [*argv, "--data", str(data), "--result", str(result)]
     network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{TINY_RUN}_2bit"
     start = ["--init", str(data / network / BEST)] if script == "snn_ft" else []
-    return {"script": script, "argv": [*argv, *start], "checkpoint": str(result / directory / LAST), "resume": [*argv, "--resume"],
-            "moment": moment, "log": str(result.parent / f"{result.name}.log")}
+    how = ["--resume"] if (result / directory / LAST).is_file() else start
+    return forks.run({"script": script, "argv": [*argv, *how], "moment": moment, "log": f"{result}.log"})
 
 
 @pytest.fixture(scope="module")
-def start(tiny) -> Path:
+def start(tiny, forks) -> Path:
     """Train the networks that tuning starts from; return the data's directory, where they are."""
     argv = ["-b", "16", "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
-    jobs = [{"script": "main", "argv": ["--arch", arch, *argv], "moment": None, "checkpoint": "", "log": str(tiny / "log")}
-            for arch in (TINY, MIXED)]
-    assert run_jobs(jobs, tiny) == [0, 0]
+    for arch in (TINY, MIXED):
+        job = {"script": "main", "argv": ["--arch", arch, *argv], "moment": None, "log": str(tiny / "log")}
+        assert forks.run(job) == 0, (tiny / "log").read_text()
     return tiny
 
 
@@ -70,33 +70,30 @@ def assert_same_runs(whole: Path, broken: Path) -> None:
     assert len(logs[0]) > 1
 
 
-def assert_survives(name: str, moments: list[tuple], start: Path, where: Path) -> None:
+def assert_survives(forks: Forks, name: str, moments: list[tuple], start: Path, where: Path) -> None:
     """Kill a run at each of the moments, resume it, compare it with an unbroken one."""
     directory = RUNS[name][2]
-    jobs = [job(name, start, where / "whole")]
+    assert attempt(forks, name, start, where / "whole") == 0, (where / "whole.log").read_text()
     for number, moment in enumerate(moments):
-        jobs += [job(name, start, where / str(number), moment), job(name, start, where / str(number))]
-    first, *codes = run_jobs(jobs, where)
-    assert first == 0, (where / "whole.log").read_text()
-    for number, (moment, broken, resumed) in enumerate(zip(moments, codes[::2], codes[1::2], strict=True)):
-        assert broken < 0, moment  # else no such moment came
-        assert resumed == 0, (moment, (where / f"{number}.log").read_text())
-        assert_same_runs(where / "whole" / directory, where / str(number) / directory)
+        broken = where / str(number)
+        assert attempt(forks, name, start, broken, moment) < 0, moment  # else no such moment came
+        assert attempt(forks, name, start, broken) == 0, (moment, (where / f"{number}.log").read_text())
+        assert_same_runs(where / "whole" / directory, broken / directory)
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_a_run_survives_kills(name, start, tmp_path):
-    assert_survives(name, MOMENTS[name], start, tmp_path)
+def test_a_run_survives_kills(name, start, forks, tmp_path):
+    assert_survives(forks, name, MOMENTS[name], start, tmp_path)
 
 
-def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
+def count_moments(forks: Forks, name: str, start: Path, where: Path) -> list[tuple]:
     """Return all moments of a run; the last of each kind is found by bisection."""
     found = []
     for what in ("step", "write", "rename", "renamed"):
         low, high = 0, 128  # one that comes, one that does not
         while high - low > 1:
             middle = (low + high) // 2
-            code, = run_jobs([job(name, start, where / f"{what}{middle}", (what, middle))], where)
+            code = attempt(forks, name, start, where / f"{what}{middle}", (what, middle))
             low, high = (middle, high) if code < 0 else (low, middle)
         found += [(what, number) for number in range(1, low + 1)]
     return found
@@ -104,24 +101,24 @@ def count_moments(name: str, start: Path, where: Path) -> list[tuple]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_survives_a_kill_at_any_moment(name, start, tmp_path):
+def test_a_run_survives_a_kill_at_any_moment(name, start, forks, tmp_path):
     """All moments of main.py and of global tuning; of layer-wise tuning, which has hundreds, 12 drawn with a fixed seed."""
     (tmp_path / "count").mkdir()
-    moments = count_moments(name, start, tmp_path / "count")
+    moments = count_moments(forks, name, start, tmp_path / "count")
     assert {what for what, _ in moments} == {"step", "write", "rename", "renamed"}
-    assert_survives(name, moments if len(moments) < 40 else random.Random(0).sample(moments, 12), start, tmp_path)
+    assert_survives(forks, name, moments if len(moments) < 40 else random.Random(0).sample(moments, 12), start, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["main", "layerwise"])
-def test_a_run_survives_being_killed_again_and_again(name, start, tmp_path):
+def test_a_run_survives_being_killed_again_and_again(name, start, forks, tmp_path):
     """It is killed by the clock, whatever it is doing, until it gets through."""
     directory = tmp_path / "broken" / RUNS[name][2]
-    assert run_jobs([job(name, start, tmp_path / "whole")], tmp_path) == [0]
+    assert attempt(forks, name, start, tmp_path / "whole") == 0
     draw, kills, code = random.Random(1), 0, -1
     while code < 0:
         moment = ("alarm", draw.uniform(0.3, 2.5)) if kills < 20 else None
-        code, = run_jobs([job(name, start, tmp_path / "broken", moment)], tmp_path)
+        code = attempt(forks, name, start, tmp_path / "broken", moment)
         kills += code < 0
     assert code == 0, (tmp_path / "broken.log").read_text()
     assert kills > 2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from helpers import Forks
 
 import main
 import snn
@@ -55,14 +56,13 @@ class Held:
         others: flags of another run in the same directory.
     """
 
-    def __init__(self, name: str, network: Path, place: Path, server: subprocess.Popen):
+    def __init__(self, name: str, network: Path, place: Path, forks: Forks):
         self.script, flags, self.others, directory = RUNS[name]
         init = ["--init", str(network)] if self.script is snn_ft else []
         self.flags = [*flags, *init, "--data", str(network.parents[2]), "--result", str(place)]
-        self.place, self.path, self.server, self.status = place, place / directory, server, None
-        server.stdin.write(json.dumps({"place": str(place), "script": self.script.__name__, "argv": self.flags}) + "\n")
-        server.stdin.flush()
-        self.process = int(server.stdout.readline())
+        self.place, self.path, self.forks, self.status = place, place / directory, forks, None
+        self.process = forks.start({"script": self.script.__name__, "argv": self.flags, "log": str(place / "log"),
+                                    "moment": ("hold", str(place))})
         while not (place / "here").exists():
             time.sleep(0.05)
             assert Path(f"/proc/{self.process}").exists(), (place / "log").read_text()
@@ -78,26 +78,17 @@ class Held:
         """Let it go on; return its exit status."""
         (self.place / "go").touch()
         if self.status is None:
-            self.status = int(self.server.stdout.readline())
+            self.status = self.forks.end()
         return self.status
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Return a process that starts others, which are `Held`."""
-    with subprocess.Popen([sys.executable, str(ROOT / "tests" / "held.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as process:
-        yield process
-        process.stdin.close()
-
-
 @pytest.fixture
-def held(server, network, tmp_path):
+def held(forks, network, tmp_path):
     """Return a function: name of a run -> `Held`, which ends with the test."""
     begun = []
 
     def start(name: str) -> Held:
-        begun.append(Held(name, network, tmp_path, server))
+        begun.append(Held(name, network, tmp_path, forks))
         return begun[-1]
 
     yield start

@@ -38,7 +38,8 @@ def small_network(frozen: bool = False, bit: int = 32) -> Network:
     torch.manual_seed(0)
     # oneDNN 3.12 crashes in jit_1x1 backward_weights (1x1, stride 2, channels_last) where a vector holds more than the inputs: AVX2
     # below 8 channels, AVX-512 below 16.
-    network = Network(residual_network(16, (16, 32), (1, 1), 41), Facts("resnet20", "cifar10", 41))
+    small = nn.AvgPool2d(4)  # 56 x 56 pixels are enough
+    network = Network(nn.Sequential(small, residual_network(16, (16, 32), (1, 1), 41)), Facts("resnet20", "cifar10", 41))
     if bit < 32:
         network = fit_(quantize_(network, bit), torch.randn(4, 3, 64, 64))
     for module in network.modules():
