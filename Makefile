@@ -1,4 +1,4 @@
-# make demo: a quantized network becomes a spiking one, in one to two minutes. make test: the tests, in 5 to 6.
+# make demo: a quantized network becomes a spiking one, in one to two minutes. make test: the tests, in 4.5 to 5.5.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python

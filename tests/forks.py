@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils import script
 
 SCRIPTS = {name: importlib.import_module(name) for name in ("main", "snn", "snn_ft", "reproduce")}
+LIMIT = 1200  # seconds after which a job that hangs is killed
 
 
 class Moment:
@@ -100,6 +101,7 @@ def work(job: dict) -> None:
     os.dup2(log, 2)
     sys.argv = [job["script"], *job["argv"]]
     code = 1
+    signal.alarm(LIMIT)
     try:
         if job["moment"]:
             arm(*job["moment"])
