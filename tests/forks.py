@@ -8,6 +8,7 @@ halfway through a checkpoint, "rename" before and "renamed" after a file takes i
 PLACE] its first step touches PLACE/here and waits for PLACE/go.
 """
 
+import faulthandler
 import importlib
 import io
 import json
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils import script
 
 SCRIPTS = {name: importlib.import_module(name) for name in ("main", "snn", "snn_ft", "reproduce")}
-LIMIT = 1200  # seconds after which a job that hangs is killed
+LIMIT = 1200  # seconds after which a job that hangs says where and ends, with exit code 1
 
 
 class Moment:
@@ -101,7 +102,7 @@ def work(job: dict) -> None:
     os.dup2(log, 2)
     sys.argv = [job["script"], *job["argv"]]
     code = 1
-    signal.alarm(LIMIT)
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     try:
         if job["moment"]:
             arm(*job["moment"])

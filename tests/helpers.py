@@ -40,8 +40,9 @@ class Forks:
     def __init__(self, server: subprocess.Popen):
         self.server = server
 
-    def start(self, job: dict) -> int:
-        """Start a job; return the number of its process."""
+    def start(self, script: str, argv: list[str], log: str | Path, moment: tuple | None = None) -> int:
+        """Start a script, which stops at a moment; return the number of its process."""
+        job = {"script": script, "argv": argv, "log": str(log), "moment": moment}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
@@ -50,9 +51,9 @@ class Forks:
         """Wait for the end of the job that was started last; return its exit status."""
         return int(self.server.stdout.readline())
 
-    def run(self, job: dict) -> int:
-        """Run a job; return its exit status."""
-        self.start(job)
+    def run(self, script: str, argv: list[str], log: str | Path, moment: tuple | None = None) -> int:
+        """Start a script as `start` does; return its exit status."""
+        self.start(script, argv, log, moment)
         return self.end()
 
 

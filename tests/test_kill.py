@@ -43,7 +43,7 @@ def attempt(forks: Forks, name: str, data: Path, result: Path, moment: tuple | N
     network = "mixed-mixed_2bit" if directory.startswith("mixed") else f"{TINY_RUN}_2bit"
     start = ["--init", str(data / network / BEST)] if script == "snn_ft" else []
     how = ["--resume"] if (result / directory / LAST).is_file() else start
-    return forks.run({"script": script, "argv": [*argv, *how], "moment": moment, "log": f"{result}.log"})
+    return forks.run(script, [*argv, *how], f"{result}.log", moment)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,7 @@ def start(tiny, forks) -> Path:
     """Train the networks that tuning starts from; return the data's directory, where they are."""
     argv = ["-b", "16", "--bit", "2", "--epochs", "1", "--lr", "0.02", "--data", str(tiny), "--result", str(tiny)]
     for arch in (TINY, MIXED):
-        job = {"script": "main", "argv": ["--arch", arch, *argv], "moment": None, "log": str(tiny / "log")}
-        assert forks.run(job) == 0, (tiny / "log").read_text()
+        assert forks.run("main", ["--arch", arch, *argv], tiny / "log") == 0, (tiny / "log").read_text()
     return tiny
 
 

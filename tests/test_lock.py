@@ -61,8 +61,7 @@ class Held:
         init = ["--init", str(network)] if self.script is snn_ft else []
         self.flags = [*flags, *init, "--data", str(network.parents[2]), "--result", str(place)]
         self.place, self.path, self.forks, self.status = place, place / directory, forks, None
-        self.process = forks.start({"script": self.script.__name__, "argv": self.flags, "log": str(place / "log"),
-                                    "moment": ("hold", str(place))})
+        self.process = forks.start(self.script.__name__, self.flags, place / "log", ("hold", str(place)))
         while not (place / "here").exists():
             time.sleep(0.05)
             assert Path(f"/proc/{self.process}").exists(), (place / "log").read_text()

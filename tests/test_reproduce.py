@@ -90,8 +90,7 @@ def test_a_killed_table_goes_on_to_the_same_figures(tiny, forks, tmp_path):
     rows = ["resnet20, float, ANN"]
 
     def attempt(where: str, moment: tuple | None = None) -> int:
-        argv = command(tiny, tmp_path / where, rows)
-        return forks.run({"script": "reproduce", "argv": argv, "moment": moment, "log": str(tmp_path / f"{where}.log")})
+        return forks.run("reproduce", command(tiny, tmp_path / where, rows), tmp_path / f"{where}.log", moment)
 
     assert attempt("whole") == 0, (tmp_path / "whole.log").read_text()
     assert attempt("broken", ("rename", 6)) < 0
