@@ -7,10 +7,9 @@ from .fit import fit_, learn_, outputs
 from .functional import nearest_level, quantize_activation, quantize_eight_bit, quantize_weight, replace_activation
 from .layers import APoTWeight, EightBitWeight, QuantConv2d, Quantized, QuantLinear, QuantReLU, quantized_once, shifted
 from .levels import CLIP, FLOAT_BITS, MAX_BITS, MIN_BITS, THRESHOLD, apot_grid, check_bits, common_step, time_steps
-from .packaged import built_together, packaged
 
 __all__ = ["CLIP", "FLOAT_BITS", "MAX_BITS", "MIN_BITS", "THRESHOLD", "APoTWeight", "Compiled", "EightBitWeight", "QuantConfig",
-           "QuantConv2d", "QuantLinear", "QuantReLU", "Quantized", "apot_grid", "built_together", "check_bits", "check_values",
-           "clips", "common_step", "compiled", "config_for", "dequantize_", "fault", "fit_", "learn_", "nearest_level", "outputs",
-           "packaged", "quantize_", "quantize_activation", "quantize_eight_bit", "quantize_weight", "quantized_once",
-           "replace_activation", "requantize_", "shifted", "swap_", "time_steps"]
+           "QuantConv2d", "QuantLinear", "QuantReLU", "Quantized", "apot_grid", "check_bits", "check_values", "clips",
+           "common_step", "compiled", "config_for", "dequantize_", "fault", "fit_", "learn_", "nearest_level", "outputs",
+           "quantize_", "quantize_activation", "quantize_eight_bit", "quantize_weight", "quantized_once", "replace_activation",
+           "requantize_", "shifted", "swap_", "time_steps"]

@@ -8,9 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import Network
-from quant import packaged
+from quant import compiled
 
 from .deployment.deploy import Deployed
+from .native import calls
 from .neuron import IFNeuron
 
 
@@ -87,8 +88,9 @@ class LayerMonitor:
         if self.deployed and self.ann_zero is not None:
             spikes, values = (x.movedim(1, -1).reshape(steps, -1, x.shape[1])  # [T, B·..., C]
                               for x, steps in ((output, self.time_steps), (activation, 1)))
-            call = packaged(tally) if neuron.fused else tally
-            absolute, negative, error = call(spikes, values, self.units[name], self.zero, self.ann_zero)
+            given = spikes, values, self.units[name], self.zero, self.ann_zero
+            found = calls.tally(*given)
+            absolute, negative, error = (compiled(tally) if neuron.fused else tally)(*given) if found is None else found
         else:
             absolute, negative, error = self._differences(self.thresholds[name], output, activation)
         self.sums[name][:3] += torch.stack([absolute, negative, error * self.time_steps])

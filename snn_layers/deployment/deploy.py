@@ -198,7 +198,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
         snn: a spiking network; or a quantized one, which is one of a single step: its values are those of a float64 run too.
         integer: convolve bytes (on a CPU; on a GPU the float path is exact too); None: if the weights allow it.
         chunk: images at a time; by default as many as fit into a CPU's caches, or a quarter of a GPU's free memory.
-        compile: compile the neuron; without a compiler it is only slower.
+        compile: compile the neuron where there is no C++ of it, as on a GPU; uncompiled it is only slower.
 
     Raises:
         ValueError: a float network, or, with `integer`, hidden weights that are not small integers.

@@ -1,13 +1,15 @@
 """The integrate-and-fire equation on accumulators in one pass, which a deployed network runs between two convolutions."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from quant import packaged
+from quant import compiled
 
 from ..functional import HALF, RETRACTION, rounded
+from ..native import calls
 from ..neuron import IFNeuron
 from .integer import Convolution
 
@@ -137,7 +139,8 @@ def current_of(accumulator: Tensor, second: Tensor | None, currents: Tensor, *ot
     return current
 
 
-PASSES = (fire, fire_steps, fire_levels)  # all that `FusedNeuron.pass_` returns
+# What `FusedNeuron.pass_` returns, and the same in C++.
+NATIVE = MappingProxyType({fire: calls.fire, fire_steps: calls.fire_steps, fire_levels: calls.fire_levels})
 
 
 class FusedNeuron(nn.Module):
@@ -185,7 +188,10 @@ class FusedNeuron(nn.Module):
 
     def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
         function, *how = self.pass_()
-        return (packaged(function) if self.fused else function)(accumulator, second, *how, *others)
+        found = NATIVE[function](accumulator, second, *how, *others)
+        if found is None:
+            found = (compiled(function) if self.fused else function)(accumulator, second, *how, *others)
+        return found
 
     def pass_(self) -> tuple:
         """Return the fused pass and its arguments between the second input and the others."""

@@ -29,7 +29,7 @@ class FinetuneConfig:
         online: draw fresh batches in each pass and run the network up to the unit (published; time O(L²) in the number of
             units). Otherwise the batches are drawn once and their values advance unit by unit: time O(L), memory one byte per
             spike and ANN activation.
-        compile: compile the neuron that fires the kept spikes and the check images, see `deploy`.
+        compile: see `deploy`; for the kept spikes and the check images.
     """
 
     epochs: int = 1

@@ -8,10 +8,8 @@ from typing import Any
 
 import models
 from models import Network
-from quant import FLOAT_BITS, built_together, fit_, learn_, outputs, quantize_
+from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
 from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, deploy, norm_steps, to_spiking
-from snn_layers.analysis import tally
-from snn_layers.deployment.fused import PASSES
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import (
@@ -32,7 +30,7 @@ from ..distributed.processes import Place, agree_
 from ..errors import UserError
 from ..settings import Settings, SpikeSettings
 
-COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # compiling the neuron pays from so many images, up to so many steps
+COMPILED_FROM, COMPILED_STEPS = 5_000, 15  # compiling a neuron, or deploying an ANN, pays from so many images, up to so many steps
 NOTICED = 3.0  # seconds of compiling after which a line says so
 
 
@@ -205,16 +203,17 @@ def deployed_for(snn: Network, batches: Batches, settings: Settings) -> Deployed
 
 
 def compile_(networks: list[Deployed], batches: Batches) -> None:
-    """Compile what deployed networks run on these batches; say how long it took, if it is worth a word."""
-    began = time.monotonic()
-    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1))))
+    """Compile what deployed networks run on these batches, on a GPU; say how long it took, if it is worth a word.
 
-    def run() -> None:
-        for part in parts:
-            for network in networks:
-                network(part)
-
-    built_together((*PASSES, tally), run)
+    For a CPU there is C++, which takes three seconds once.
+    """
+    began, image = time.monotonic(), batches.first(1)
+    if not image.is_cuda:
+        return
+    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(image)))
+    for part in parts:
+        for network in networks:
+            network(part)
     seconds = time.monotonic() - began
     if seconds > NOTICED:
         print(f"neurons compiled in {seconds:.0f} s; the next run finds them", file=sys.stderr)
