@@ -23,7 +23,7 @@ from quant import fit_, quantize_
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 # The longest files, which go first: at the end of a run a worker would be alone with them.
-LONG = ("scripts", "distributed", "golden", "through_time", "kill", "properties", "lock", "deploy", "stages",
+LONG = ("scripts", "distributed", "faults", "golden", "device", "through_time", "kill", "properties", "lock", "deploy", "stages",
         "own_neuron", "finetune", "reproduce", "imagenet", "guards")
 
 
