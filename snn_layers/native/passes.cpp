@@ -172,28 +172,27 @@ void fire_all(const Terms& terms, int64_t planes, const Number* constants, int64
   terms.each([&](int64_t at, int64_t first, int64_t size) {
     Neurons<Number, pair> neurons(tiled.data() + first, length, size, start);
     Number room[WIDTH], other[WIDTH];
-    int64_t seen = 0, from;
-    const auto next = [&]() -> const Number* {  // the accumulators of the next step, or its scaled currents
-      from = std::min(seen, planes - 1) * terms.total() + at;
+    int64_t seen = 0;
+    const auto place = [&](int64_t plane) { return std::min(plane, planes - 1) * terms.total() + at; };
+    // The accumulators of a plane, or its scaled currents.
+    const auto received = [&](int64_t plane) -> const Number* {
       if constexpr (pair == 1)
-        if (currents) return terms.scaled(scaled.data() + seen * length + first, steps * length, from, size, room), room;
-      return numbers(terms.accumulator, from, size, room);
+        if (currents) {
+          terms.scaled(scaled.data() + plane * length + first, steps * length, place(plane), size, room);
+          return room;
+        }
+      return numbers(terms.accumulator, place(plane), size, room);
     };
     for (int64_t step = 0; step < steps; step++) {
-      const bool at_once = delay == 0 && count < 2;
-      for (; !at_once && seen < std::min(step + 1 + delay, steps); seen++) {
-        const Number* accumulator = next();
-        neurons.receive(accumulator, terms, count, from);
-      }
-      if (!at_once) {
-        neurons.template fire<is_signed, false, false>(terms.zero);
+      if (delay == 0 && count == 0) {
+        neurons.template fire<is_signed, true, false>(terms.zero, received(step));
+      } else if (delay == 0 && count == 1) {
+        const Number* second = numbers(terms.others[0], place(step), size, other);
+        neurons.template fire<is_signed, true, true>(terms.zero, received(step), second);
       } else {
-        const Number* accumulator = next();
-        if (count)
-          neurons.template fire<is_signed, true, true>(terms.zero, accumulator, numbers(terms.others[0], from, size, other));
-        else
-          neurons.template fire<is_signed, true, false>(terms.zero, accumulator);
-        seen++;
+        for (; seen < std::min(step + 1 + delay, steps); seen++)
+          neurons.receive(received(seen), terms, count, place(seen));
+        neurons.template fire<is_signed, false, false>(terms.zero);
       }
       store(neurons.spikes, size, terms.out, step * terms.total() + at);
     }
