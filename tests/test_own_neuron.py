@@ -11,6 +11,7 @@ import snn
 import snn_ft
 from quant import fit_, quantize_
 from snn_layers import NEURONS, Neuron, calibrate_rates_, deploy, integrate_and_fire, spikes, to_spiking
+from snn_layers.native import calls
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
 from utils.report.measure import traces
@@ -80,6 +81,15 @@ def test_an_edited_equation_is_fired_and_not_the_fused_pass_of_the_old_one(small
     deployed = deploy(network, compile=False)
     assert deployed.plain
     torch.testing.assert_close(deployed(IMAGES), copy.deepcopy(network).double()(IMAGES.double()).float())
+
+
+def test_cpp_that_fires_differently_is_not_used(small, monkeypatch):
+    """The fused pass and the equation agree, as if passes.cpp alone had been edited, or forgotten."""
+    kind = Neuron("signed", lambda *given, **how: integrate_and_fire(*given, **how), True)
+    assert not deploy(to_spiking(small, kind), compile=False).plain
+    other = Neuron("signed", lambda *given, **how: integrate_and_fire(*given, **how), True)  # judged anew
+    monkeypatch.setattr(calls, "fire", lambda accumulator, *given: torch.zeros_like(accumulator))
+    assert deploy(to_spiking(small, other), compile=False).plain
 
 
 def test_a_leaky_network_is_calibrated(small):
