@@ -39,7 +39,7 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 def library_path(source: Path) -> Path | None:
     """Return the path of a library, built or not; None if the user has no private directory for it."""
-    made_of = [source.read_text(), FLAGS, version(), processor()]
+    made_of = [source.read_text("utf-8"), FLAGS, version(), processor()]
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-snn"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
