@@ -8,11 +8,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
+#include <cstdlib>
+#include <memory>
 
 namespace {
 
 constexpr int64_t WIDTH = 256;
+constexpr int64_t LINE = 64;  // bytes of a cache line, at which arrays begin: a register would else be read from two
 
 enum Type { U8, I8, I16, I32, F32, F64 };  // in the order of calls.py
 
@@ -42,14 +44,25 @@ const To* numbers(Array array, int64_t at, int64_t count, To* room) {
   return room;
 }
 
+// Returns where spikes are written: in the array itself, or in `room`, from which `store` converts them.
+float* target(Array out, int64_t at, float* room) { return out.type == F32 ? static_cast<float*>(out.data) + at : room; }
+
 void store(const float* spikes, int64_t count, Array out, int64_t at) {
   const auto as = [&](auto type) { convert(spikes, count, static_cast<decltype(type)*>(out.data) + at); };
   switch (out.type) {
     case U8: return as(uint8_t());
     case I8: return as(int8_t());
-    case F32: return as(float());
     case F64: return as(double());
   }
+}
+
+template <class Number>
+using Numbers = std::unique_ptr<Number[], decltype(&std::free)>;
+
+template <class Number>
+Numbers<Number> array(int64_t count) {
+  const int64_t lines = count * sizeof(Number) / LINE + 1;
+  return {static_cast<Number*>(std::aligned_alloc(LINE, lines * LINE)), &std::free};
 }
 
 // Accumulator [planes, N, C] and further terms of a current; where spikes go, and what is added to them.
@@ -67,10 +80,12 @@ struct Terms {
 
   // Returns constants [kinds, C], or [kinds, 1], along a tile: [kinds, tile].
   template <class Number>
-  std::vector<Number> tiled(const Number* values, int64_t kinds, bool per_channel) const {
-    std::vector<Number> made;
+  Numbers<Number> tiled(const Number* values, int64_t kinds, bool per_channel) const {
+    auto made = array<Number>(kinds * tile());
+    Number* next = made.get();
     for (int64_t kind = 0; kind < kinds; kind++)
-      for (int64_t i = 0; i < tile(); i++) made.push_back(values[per_channel ? kind * channels + i % channels : kind]);
+      for (int64_t row = 0; row < tile(); row += channels)
+        next = per_channel ? std::copy_n(values + kind * channels, channels, next) : std::fill_n(next, channels, values[kind]);
     return made;
   }
 
@@ -87,7 +102,7 @@ struct Terms {
 
   // Writes scale · accumulator + bias + Σ factor · other; `currents` are [2 + count, stride].
   void scaled(const double* currents, int64_t stride, int64_t at, int64_t size, double* current) const {
-    double room[WIDTH];
+    alignas(LINE) double room[WIDTH];
     const double* values = numbers(accumulator, at, size, room);
     for (int64_t i = 0; i < size; i++) current[i] = values[i] * currents[i] + currents[stride + i];
     for (int64_t term = 0; term < count; term++) {
@@ -100,8 +115,7 @@ struct Terms {
 // The neurons of a part. Each value is a pair whose sum counts, or a single number.
 template <class Number, int pair>
 struct Neurons {
-  Number membrane[pair][WIDTH], fired[WIDTH] = {}, current[pair][WIDTH], room[WIDTH];
-  float spikes[WIDTH];
+  alignas(LINE) Number membrane[pair][WIDTH], fired[WIDTH] = {}, current[pair][WIDTH], room[WIDTH];
   const Number* constants;  // θ, bias, factor, retraction and further factors: [kinds, pair, stride]
   int64_t stride, size;
 
@@ -129,7 +143,7 @@ struct Neurons {
 
   // Fires once; before that, receives an accumulator and another term if they are there: `receive` in the same loop.
   template <bool is_signed, bool receives, bool two>
-  void fire(float zero, const Number* accumulator = nullptr, const Number* other = nullptr) {
+  void fire(float zero, float* spikes, const Number* accumulator = nullptr, const Number* other = nullptr) {
     constexpr int low = pair - 1;
     const Number *theta = constant(0, 0), *bias = constant(1, 0), *factor = constant(2, 0), *bound = constant(3, 0);
     const Number *theta_low = constant(0, low), *bias_low = constant(1, low), *factor_low = constant(2, low),
@@ -170,31 +184,34 @@ void fire_all(const Terms& terms, int64_t planes, const Number* constants, int64
   const auto scaled = terms.tiled(currents, currents ? scales * steps : 0, true);  // [scales, T, length]
   const int64_t count = currents ? 0 : terms.count;  // of terms beside the accumulator or a scaled current
   terms.each([&](int64_t at, int64_t first, int64_t size) {
-    Neurons<Number, pair> neurons(tiled.data() + first, length, size, start);
-    Number room[WIDTH], other[WIDTH];
+    Neurons<Number, pair> neurons(tiled.get() + first, length, size, start);
+    alignas(LINE) Number room[WIDTH], other[WIDTH];
+    alignas(LINE) float stored[WIDTH];
     int64_t seen = 0;
     const auto place = [&](int64_t plane) { return std::min(plane, planes - 1) * terms.total() + at; };
     // The accumulators of a plane, or its scaled currents.
     const auto received = [&](int64_t plane) -> const Number* {
       if constexpr (pair == 1)
         if (currents) {
-          terms.scaled(scaled.data() + plane * length + first, steps * length, place(plane), size, room);
+          terms.scaled(scaled.get() + plane * length + first, steps * length, place(plane), size, room);
           return room;
         }
       return numbers(terms.accumulator, place(plane), size, room);
     };
     for (int64_t step = 0; step < steps; step++) {
+      const int64_t to = step * terms.total() + at;
+      float* spikes = target(terms.out, to, stored);
       if (delay == 0 && count == 0) {
-        neurons.template fire<is_signed, true, false>(terms.zero, received(step));
+        neurons.template fire<is_signed, true, false>(terms.zero, spikes, received(step));
       } else if (delay == 0 && count == 1) {
         const Number* second = numbers(terms.others[0], place(step), size, other);
-        neurons.template fire<is_signed, true, true>(terms.zero, received(step), second);
+        neurons.template fire<is_signed, true, true>(terms.zero, spikes, received(step), second);
       } else {
         for (; seen < std::min(step + 1 + delay, steps); seen++)
           neurons.receive(received(seen), terms, count, place(seen));
-        neurons.template fire<is_signed, false, false>(terms.zero);
+        neurons.template fire<is_signed, false, false>(terms.zero, spikes);
       }
-      store(neurons.spikes, size, terms.out, step * terms.total() + at);
+      store(spikes, size, terms.out, to);
     }
   });
 }
@@ -223,9 +240,10 @@ void fire_levels(Array accumulator, const Array* others, int64_t count, int64_t 
   const Terms terms{accumulator, others, count, rows, channels, out, zero};
   const auto scaled = terms.tiled(currents, scales, per_channel);
   terms.each([&](int64_t at, int64_t first, int64_t size) {
-    double current[WIDTH];
-    float spikes[WIDTH];
-    terms.scaled(scaled.data() + first, terms.tile(), at, size, current);
+    alignas(LINE) double current[WIDTH];
+    alignas(LINE) float room[WIDTH];
+    float* spikes = target(out, at, room);
+    terms.scaled(scaled.get() + first, terms.tile(), at, size, current);
     for (int64_t i = 0; i < size; i++)
       spikes[i] = static_cast<float>(std::min(std::max(std::rint(current[i] / threshold), 0.0), most)) + zero;  // half to even
     store(spikes, size, out, at);
@@ -239,7 +257,8 @@ void tally(Array spikes, int64_t steps, int64_t total, Array values, float unit,
 #pragma omp parallel for schedule(static) reduction(+ : absolute, balance, error)
   for (int64_t at = 0; at < total; at += WIDTH) {
     const int64_t size = std::min(WIDTH, total - at);
-    float count[WIDTH] = {}, squares[WIDTH] = {}, room[WIDTH], part_squares = 0, part_count = 0, part_error = 0;
+    alignas(LINE) float count[WIDTH] = {}, squares[WIDTH] = {}, room[WIDTH];
+    float part_squares = 0, part_count = 0, part_error = 0;
     for (int64_t step = 0; step < steps; step++) {
       const float* stored = numbers(spikes, step * total + at, size, room);
       for (int64_t i = 0; i < size; i++) {
