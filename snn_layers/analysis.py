@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import Network
-from quant import compiled
 
 from .deployment.deploy import Deployed
 from .native import calls
@@ -89,8 +88,7 @@ class LayerMonitor:
             spikes, values = (x.movedim(1, -1).reshape(steps, -1, x.shape[1])  # [T, B·..., C]
                               for x, steps in ((output, self.time_steps), (activation, 1)))
             given = spikes, values, self.units[name], self.zero, self.ann_zero
-            found = calls.tally(*given)
-            absolute, negative, error = (compiled(tally) if neuron.fused else tally)(*given) if found is None else found
+            absolute, negative, error = calls.run(calls.tally, tally, neuron.fused, *given)
         else:
             absolute, negative, error = self._differences(self.thresholds[name], output, activation)
         self.sums[name][:3] += torch.stack([absolute, negative, error * self.time_steps])

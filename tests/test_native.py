@@ -115,12 +115,14 @@ def test_a_library_is_built_once(source, monkeypatch):
     assert fresh(source).number() == 7
 
 
-@pytest.mark.parametrize("change", ["source", "processor"])
+@pytest.mark.parametrize("change", ["source", "header", "processor"])
 def test_what_went_into_a_library_names_it(source, change, monkeypatch):
     before = library.library_path(source)
     assert library.library_path(source) == before
     if change == "source":
         source.write_text('extern "C" int number() { return 8; }')
+    elif change == "header":
+        source.with_suffix(".hpp").write_text("int eight();")
     else:
         monkeypatch.setattr(library, "processor", lambda: "another one")
     assert library.library_path(source) != before

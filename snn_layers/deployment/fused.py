@@ -6,8 +6,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from quant import compiled
-
 from ..functional import HALF, RETRACTION, rounded
 from ..native import calls
 from ..neuron import IFNeuron
@@ -188,10 +186,7 @@ class FusedNeuron(nn.Module):
 
     def _fire(self, accumulator: Tensor, second: Tensor | None = None, *others: Tensor) -> Tensor:
         function, *how = self.pass_()
-        found = NATIVE[function](accumulator, second, *how, *others)
-        if found is None:
-            found = (compiled(function) if self.fused else function)(accumulator, second, *how, *others)
-        return found
+        return calls.run(NATIVE[function], function, self.fused, accumulator, second, *how, *others)
 
     def pass_(self) -> tuple:
         """Return the fused pass and its arguments between the second input and the others."""

@@ -1,11 +1,14 @@
 """The passes of passes.cpp on tensors; each returns None where it cannot take them: no compiler, a GPU, another type."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from quant import compiled
 
 from ..functional import HALF
 from .library import library
@@ -25,6 +28,12 @@ class Array(ctypes.Structure):
     def of(cls, tensor: Tensor) -> "Array":
         """Return the memory of a contiguous tensor, which must outlive it."""
         return cls(tensor.data_ptr(), TYPES.index(tensor.dtype))
+
+
+def run(native: Callable[..., Tensor | None], function: Callable[..., Tensor], compile: bool, *given: Any) -> Tensor:
+    """Return what a pass in C++ computes; where it cannot, what the function does, compiled by torch.compile if wanted."""
+    found = native(*given)
+    return (compiled(function) if compile else function)(*given) if found is None else found
 
 
 def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_steps: int, signed: bool, delay: int, zero: int,

@@ -1,6 +1,6 @@
 """C++ files of this repository as libraries: compiled on first use, in a few seconds, and kept for the next process.
 
-A library is code. Its name depends on all that went into it (its source, the flags, the compiler, the processor). It is written
+A library is code. Its name depends on all that went into it (source files, the flags, the compiler, the processor). It is written
 whole or not at all, and loaded only if the file and its directory belong to this user and nobody else may write there.
 """
 
@@ -39,7 +39,8 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 def library_path(source: Path) -> Path | None:
     """Return the path of a library, built or not; None if the user has no private directory for it."""
-    made_of = [source.read_text("utf-8"), FLAGS, version(), processor()]
+    files = [file.read_text("utf-8") for file in sorted(source.parent.glob("*.[ch]pp"))]  # it may include any of them
+    made_of = [source.name, files, FLAGS, version(), processor()]
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-snn"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

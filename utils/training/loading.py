@@ -207,10 +207,10 @@ def compile_(networks: list[Deployed], batches: Batches) -> None:
 
     For a CPU there is C++, which takes three seconds once.
     """
-    began, image = time.monotonic(), batches.first(1)
-    if not image.is_cuda:
+    if not next(networks[-1].buffers()).is_cuda:
         return
-    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(image)))
+    began = time.monotonic()
+    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1))))
     for part in parts:
         for network in networks:
             network(part)
