@@ -129,10 +129,12 @@ def test_limit_stops_early_and_evaluation_restores_the_mode():
     assert network[0].weight.grad is None
 
 
-def test_a_step_is_one_graph_with_the_gradients_of_the_uncompiled_one(small):
-    """On a residual network with all layers of a ResNet-20, but fewer, since the graph takes long."""
+@pytest.mark.parametrize("arch", ["small", pytest.param("resnet20", marks=pytest.mark.slow)])
+def test_a_step_is_one_graph_with_the_gradients_of_the_uncompiled_one(small, arch):
+    """The small network has all layers of a ResNet-20, but fewer, since its graph takes long."""
     torch.manual_seed(0)
-    network, images, labels, found = requantize_(small, 3), torch.randn(4, 3, 32, 32), torch.arange(4), []
+    network = requantize_(small, 3) if arch == "small" else quantize_(build(arch), 3)
+    images, labels, found = torch.randn(4, 3, 32, 32), torch.arange(4), []
     for compile in (False, True):
         trained = copy.deepcopy(network)
         step = Step(trained, sgd(trained, 0.1, 0.9, 1e-4))
