@@ -18,8 +18,8 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.study import markdown, pictures, results, stages, table_file
 from utils.study.plan import Plan, duration
-from utils.study.results import PUBLISHED, Result
-from utils.study.tables import TABLES, Row, rows_of
+from utils.study.results import PUBLISHED, Result, Row
+from utils.study.tables import TABLES, rows_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

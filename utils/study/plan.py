@@ -14,8 +14,8 @@ from ..script import choose_device
 from ..training.engine import sgd
 from ..training.step import autocast
 from . import stages
+from .results import Row
 from .stages import Stage
-from .tables import Row
 
 PROBE = {"cifar": (64, 32, 128), "imagenet": (2, 224, 1024)}  # images, their height and width in pixels; images of an update
 REPEATED = 0.3  # seconds for which a probe is repeated, so that a short load from another job does not count

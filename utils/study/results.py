@@ -1,12 +1,14 @@
-"""The measured results of a table, and the published ones."""
+"""The rows of a table, their measured results, and the published ones."""
 
 import statistics
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .stages import TRAININGS
-from .tables import Row
+from quant import FLOAT_BITS
+
+from .networks import IMAGES, PUBLISHED_TUNING, Networks
+from .stages import TRAININGS, Stage
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,58 @@ PUBLISHED = MappingProxyType({
     **{("imagenet", f"torchvision:resnet{depth}", bit, "ANN", "trained"): Published(accuracy, APOT)
        for depth, rows in APOT_IMAGENET.items() for bit, accuracy in rows.items()},
 })
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: the accuracy of a `bit`-bit network with `neuron`s after `method`.
+
+    Attributes:
+        chains: stages in order, one chain a seed; the last stage measures the result.
+        steps: T' < T after which that stage's network is read out; None: after all T.
+        neuron: "signed" or "unsigned"; or "ANN".
+    """
+
+    networks: Networks
+    bit: int
+    neuron: str
+    method: str
+    chains: tuple[tuple[Stage, ...], ...]
+    steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name in which --rows searches."""
+        bits = "float" if self.bit == FLOAT_BITS else f"{self.bit} bits"
+        return f"{self.networks.arch}, {bits}, {self.neuron}, {self.method}"
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """Return the values that tell the rows of a table apart, the same as `Result.key`."""
+        return self.networks.arch, self.bit, self.neuron, self.method
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages that measure the result, one a seed."""
+        return tuple(chain[-1] for chain in self.chains)
+
+    @property
+    def tuning(self) -> str:
+        """Return how many training images calibration and tuning see, in order; empty without them.
+
+        Layer-wise tuning is shorter than the published one, and says so.
+        """
+        def seen(stage: Stage, name: str) -> str:
+            count = f"{int(stage.flag(name)):,}"
+            if name == "--epochs":
+                return f"{count} x {IMAGES[stage.dataset][0]:,}"
+            if name == "--calibrate" or stage.flag("--method"):
+                return count
+            images, epochs = IMAGES[stage.dataset][0], PUBLISHED_TUNING[stage.dataset]
+            return f"{count} of {images:,}" + f", 1 of {epochs} epochs" * (epochs > 1)
+
+        return " + ".join(seen(stage, name) for stage in self.chains[0] if stage.script not in TRAININGS
+                          for name in ("--calibrate", "--calib", "--epochs") if stage.flag(name))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from quant import FLOAT_BITS
 
 from ..errors import UserError
 from ..files import write_text
-from .results import Result
-from .tables import Row
+from .results import Result, Row
 
 
 def write(results: list[Result], path: Path) -> None:

@@ -1,7 +1,7 @@
 """The tables of `reproduce.py`: rows, and the stages that each row takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -9,8 +9,9 @@ from types import MappingProxyType
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, run_name
-from .networks import CALIBRATE, IMAGES, NEURONS, PUBLISHED_TUNING, RESNETS, Networks, Source
-from .stages import TRAININGS, Stage
+from .networks import CALIBRATE, NEURONS, RESNETS, Networks, Source
+from .results import Row
+from .stages import Stage
 
 ARCHS = {"cifar10": ("resnet20", "alex", "vgg11", "vgg16", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16", *RESNETS)}
 ELSEWHERE = ("torchvision:resnet18", "torchvision:mobilenet_v2", "examples/vgg.py:vgg")  # not made for this repository
@@ -19,59 +20,6 @@ TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "ablation", "conversion"
 RECIPE_EPOCHS = 15
 RECIPE_PARTS = MappingProxyType({"nesterov": ("--nesterov",), "ema": ("--ema", "0.999"), "warmup": ("--warmup", "1"),
                                  "rates": ("--threshold-lr", "0.1", "--clip-lr", "0.02")})  # of APoT: θ .1, α .02
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table: the accuracy of a `bit`-bit network with `neuron`s after `method`.
-
-    Attributes:
-        chains: stages in order, one chain a seed; the last stage measures the result.
-        steps: T' < T after which that stage's network is read out; None: after all T.
-        neuron: "signed" or "unsigned"; or "ANN".
-    """
-
-    networks: Networks
-    bit: int
-    neuron: str
-    method: str
-    chains: tuple[tuple[Stage, ...], ...]
-    steps: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Return the name in which --rows searches."""
-        bits = "float" if self.bit == FLOAT_BITS else f"{self.bit} bits"
-        return f"{self.networks.arch}, {bits}, {self.neuron}, {self.method}"
-
-    @property
-    def key(self) -> tuple[str, int, str, str]:
-        """Return the values that tell the rows of a table apart, the same as `Result.key`."""
-        return self.networks.arch, self.bit, self.neuron, self.method
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Return the stages that measure the result, one a seed."""
-        return tuple(chain[-1] for chain in self.chains)
-
-    @property
-    def tuning(self) -> str:
-        """Return how many training images calibration and tuning see, in order; empty without them.
-
-        Layer-wise tuning is shorter than the published one, and says so.
-        """
-        def seen(stage: Stage, name: str) -> str:
-            count = f"{int(stage.flag(name)):,}"
-            if name == "--epochs":
-                return f"{count} x {IMAGES[stage.dataset][0]:,}"
-            if name == "--calibrate" or stage.flag("--method"):
-                return count
-            images, epochs = IMAGES[stage.dataset][0], PUBLISHED_TUNING[stage.dataset]
-            return f"{count} of {images:,}" + f", 1 of {epochs} epochs" * (epochs > 1)
-
-        return " + ".join(seen(stage, name) for stage in self.chains[0] if stage.script not in TRAININGS
-                          for name in ("--calibrate", "--calib", "--epochs") if stage.flag(name))
-
 
 Make = Callable[[Source], tuple[Stage, ...]]
 WHOLE = ("calibrated-global", *CALIBRATE)
