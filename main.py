@@ -16,8 +16,9 @@ from typing import Any
 from utils import cli, script
 from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
+from utils.config import FLOAT
 from utils.data.splits import Data
-from utils.settings import Settings
+from utils.settings import Settings, recipe_flags
 from utils.training import loading, train
 
 
@@ -26,7 +27,9 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     parser = cli.new_parser(__doc__, ["cifar10"])
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
-    flags = parser.flags(argv, before)
+    cli.add_recipe_flag(parser)
+    given = parser.flags(argv)
+    flags = parser.flags(argv, {**before, **recipe_flags(given["recipe"], given["bit"] or before.get("bit") or FLOAT)})
     return Settings.of(loading.completed(flags) if flags["evaluate"] else flags)
 
 

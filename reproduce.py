@@ -19,7 +19,7 @@ from utils.files import write_text
 from utils.study import markdown, pictures, results, stages, table_file
 from utils.study.plan import Plan, duration
 from utils.study.results import PUBLISHED, Result, Row
-from utils.study.tables import TABLES, rows_of
+from utils.study.tables import FLOAT_FILE, FROM_FLOAT, TABLES, rows_of
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,19 +36,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="part of the published epochs for each training; below 1 with a cosine schedule (default: 1)")
     add("--amp", action="store_true", help="train, and tune through time, in bfloat16")
     add("--compile", action="store_true", help="compile the training steps of quantized networks, and of tuning through time")
+    add("--float", type=Path, dest="start", metavar="FILE",
+        help=f"{FROM_FLOAT}: the float ResNet-20 to start from, ours or a published one (default: {FLOAT_FILE})")
     add("--networks", type=Path, metavar="DIR", help="start from the files {arch}_{bit}bit.pth.tar in DIR, not from trainings")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where CIFAR-10, or ImageNet, is (default: data)")
     add("--study", type=Path, default=Path("result/study"), metavar="DIR", help="where the stages are (default: result/study)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_*.* go (default: result)")
     add("--readme", type=Path, metavar="FILE", help="a file with the table's markers, to put the table in")
     args = parser.parse_args(argv)
-    if args.networks and args.table in ("cifar10", "imagenet", "elsewhere", "recipe"):
+    if args.networks and args.table in ("cifar10", "imagenet", "elsewhere", "recipe", "fast", FROM_FLOAT):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
     if args.networks and args.epochs_scale < 1:
         raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale out")
     if args.networks and args.table not in (None, "conversion") and (args.amp or args.compile):
         raise UserError(f"--networks {args.networks}: nothing is trained; the table {args.table} does not tune through time, so "
                         "leave --amp and --compile out")
+    if args.start and args.table not in (None, FROM_FLOAT):
+        raise UserError(f"--float {args.start}: the table {args.table} trains its float network; name the table {FROM_FLOAT}")
+    if args.table in ("fast", FROM_FLOAT) and args.epochs_scale < 1:
+        raise UserError(f"--epochs-scale {args.epochs_scale:g}: the fast recipe has epochs of its own; leave it out")
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: a seed counts once")
     if args.readme and (args.list or args.table is None):
@@ -61,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
     """Return all rows of a table."""
     extra = (*["--amp"] * args.amp, *["--compile"] * args.compile)
-    return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, args.networks)
+    return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, args.networks, args.start)
 
 
 def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:

@@ -11,9 +11,10 @@ import main
 from models import build
 from quant import quantize_
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
-from utils.checkpoints.rundir import RunDirectory
+from utils.checkpoints.rundir import RunDirectory, plain
 from utils.data.cifar import load_images
 from utils.errors import UserError
+from utils.settings import FAST
 from utils.training.engine import epoch_rate, sgd, train_epoch
 from utils.training.step import Step
 
@@ -24,6 +25,16 @@ def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_after_it():
     assert rates[4] == pytest.approx(0.2)
     assert rates[12] == pytest.approx(0.1)  # half of what is left
     assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_a_recipe_sets_the_flags_that_are_not_given_and_a_run_goes_on_with_it():
+    fast = main.parse(["--bit", "2", "--recipe", "fast", "--lr", "0.5"]).training
+    assert (fast.epochs, fast.lr, fast.wd, fast.lr_schedule) == (int(FAST[2][0]), 0.5, float(FAST[2][2]), "cosine")
+    assert main.parse([], plain(main.parse(["--bit", "2", "--recipe", "fast", "--lr", "0.5"]))).training == fast
+    published = plain(main.parse(["--bit", "5"]))
+    assert main.parse(["--bit", "5", "--recipe", "published"]) == main.parse([], published)
+    assert main.parse(["--recipe", "fast"], published).training == main.parse(["--bit", "4", "--recipe", "fast"]).training
+    assert main.parse(["--recipe", "fast"]).training.epochs == int(FAST[32][0])
 
 
 def test_thresholds_and_clips_get_rates_of_their_own():

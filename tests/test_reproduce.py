@@ -42,6 +42,10 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
         reproduce.main([*places, "--table", "conversion", "--readme", str(tmp_path / "page.md")])
     with pytest.raises(UserError, match="measures trainings"):
         reproduce.main([*places, "--table", "cifar10", "--networks", "x"])
+    with pytest.raises(UserError, match="--float x: the table fast trains its float network"):
+        reproduce.main([*places, "--table", "fast", "--float", "x"])
+    with pytest.raises(UserError, match="the fast recipe has epochs of its own"):
+        reproduce.main([*places, "--table", "fast", "--epochs-scale", "0.5"])
 
 
 def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monkeypatch, capsys):

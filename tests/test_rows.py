@@ -1,16 +1,20 @@
 """The rows of the tables: their names, the stages that they take and share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import main
 import reproduce
 from utils.errors import UserError
 from utils.study import plan, results
 from utils.study.networks import Networks
 from utils.study.plan import Plan, Speed
 from utils.study.stages import TRAININGS
-from utils.study.tables import TABLES, rows_of
+from utils.study.tables import FLOAT_FILE, FROM_FLOAT, TABLES, rows_of
+
+FIRST_OF_5 = ("torchvision:resnet18", "torchvision:resnet34")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -21,9 +25,10 @@ def test_what_a_stage_starts_from_runs_before_it_and_each_once(table, tmp_path, 
     assert len({stage.name for stage in order}) == len(order)
     made = {str(tmp_path / stage.name): number for number, stage in enumerate(order)}
     for number, stage in enumerate(order):
-        first = "32" if stage.script == "main" else "5" if stage.arch in ("torchvision:resnet18", "torchvision:resnet34") else "4"
-        assert (stage.init is None) == (stage.script in TRAININGS and stage.flag("--bit") == first)
-        assert stage.init is None or made[str(stage.init.parent.parent)] < number
+        first = "32" if stage.script == "main" and table != FROM_FLOAT else "5" if stage.arch in FIRST_OF_5 else "4"
+        of_others = stage.init == (FLOAT_FILE if table == FROM_FLOAT else None)
+        assert of_others == (stage.script in TRAININGS and stage.flag("--bit") == first)
+        assert of_others or made[str(stage.init.parent.parent)] < number
 
 
 def test_each_row_has_a_name_of_its_own():
@@ -86,6 +91,19 @@ def test_nothing_is_run_twice_for_a_flag_or_a_seed_that_does_not_change_it():
         f"resnet20-nets/{bit}bit-{neuron}-calibrated-time-amp-compile-seed0" for bit in (3, 2) for neuron in ("signed", "unsigned")]
     imagenet = [row for row in rows_of("imagenet", [0], Path("data"), Path("study")) if row.method == "layer-wise"]
     assert {row.tuning for row in imagenet} == {"5,000 of 1,281,167"}
+
+
+def test_the_fast_tables_train_as_main_does_with_its_recipe():
+    for table, bits in (("fast", [32, 4, 3, 2]), (FROM_FLOAT, [4, 3, 2])):
+        rows = [row for row in rows_of(table, [0], Path("data"), Path("study")) if row.neuron == "ANN"]
+        assert [row.bit for row in rows] == bits
+        for row in rows:
+            told = main.parse(["--bit", str(row.bit), "--recipe", "fast"]).training
+            found = main.parse(list(row.stages[0].flags)).training
+            assert found.teacher == (row.networks.path(32, 0) if row.bit in (4, 3) else None)
+            assert replace(found, recipe="fast", teacher=None) == told
+            assert row.networks.trained_for(row.bit) == f"{told.epochs} of 300, fast"
+    assert rows[0].stages[0].name == "resnet20-fast-from-resnet20_float/4bit-seed0"
 
 
 def test_the_parts_of_a_recipe_differ_in_their_flags_alone():

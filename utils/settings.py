@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from quant import FLOAT_BITS
@@ -13,6 +14,17 @@ from .errors import UserError
 
 CACHE = 8  # GB
 TUNE_IMAGES = 10_000  # of an epoch of layer-wise tuning
+# What --recipe fast stands for at each bit-width, 4 also for more: epochs, initial learning rate and weight decay.
+FAST = MappingProxyType({FLOAT_BITS: ("100", "0.1", "5e-4"), 4: ("20", "0.01", "1e-4"), 3: ("24", "0.02", "1e-4"),
+                         2: ("60", "0.04", "3e-5")})
+
+
+def recipe_flags(recipe: str, bit: int) -> dict[str, str]:
+    """Return the flags of training that a recipe stands for, by name; none for the published one, which are the defaults."""
+    if recipe == "published":
+        return {}
+    epochs, lr, wd = FAST[max(known for known in FAST if known <= bit)]
+    return {"epochs": epochs, "lr": lr, "wd": wd, "lr_schedule": "cosine"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class TrainSettings:
     lr: float
     wd: float
     start_epoch: int | None = None
+    recipe: str = "published"
     lr_schedule: str = "step"
     warmup: float = 0.0
     threshold_lr: float | None = None

@@ -7,15 +7,17 @@ from models import label
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, read_checkpoint, recorded, run_name
+from ..settings import recipe_flags
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
-TIME_EPOCHS = 10  # of tuning through time
+TIME_EPOCHS = {4: 2, 3: 4, 2: 10}  # of tuning through time, by bits: an epoch's time grows with T
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
+TAUGHT = (4, 3)  # bits at which the fast recipe learns the float network's probabilities instead of the labels
 STEP = 0.5  # cost of a time step of a deployed spiking network, in float forward passes
 
 
@@ -25,8 +27,7 @@ class Schedule:
 
     Attributes:
         epochs: of each stage.
-        rates: learning rate at each bit-width, in order; a stage starts from the one before, the first one of ImageNet from
-            TorchVision's float network.
+        rates: learning rate at each bit-width, in order; ImageNet's first stage starts from TorchVision's float network.
         decays: weight decay at each bit-width.
         batch: flags of the batch: as many images an update as published, by 256 at a time.
     """
@@ -65,6 +66,8 @@ class Networks:
         files: a directory with {arch}_{bit}bit.pth.tar; None trains.
         chosen: bit-widths of the chain, each of which starts from the one before; None: the published ones of the data set.
         rate: learning rates of the chain, as a part of the published ones.
+        recipe: of the trainings, see `main.py --recipe`.
+        start: a float network that somebody else has trained, from which the chain starts; None trains it here.
     """
 
     arch: str
@@ -76,6 +79,8 @@ class Networks:
     files: Path | None = None
     chosen: tuple[int, ...] | None = None
     rate: float = 1.0
+    recipe: str = "published"
+    start: Path | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -85,21 +90,29 @@ class Networks:
     @property
     def bits(self) -> tuple[int, ...]:
         """Return the bit-widths of the chain."""
-        return self.chosen or tuple(self.schedule.rates)
+        return self.chosen or tuple(bit for bit in self.schedule.rates if bit != FLOAT_BITS or self.start is None)
 
     @property
     def epochs(self) -> int:
-        """Return the epochs of each stage of the chain."""
+        """Return the epochs of each stage of a chain that is trained as published."""
         return max(1, round(self.schedule.epochs * self.scale))
+
+    def training_flags(self, bit: int) -> tuple[str, ...]:
+        """Return the flags of the schedule with which a network with `bit` bits is trained."""
+        rate = self.schedule.rates[bit] if self.rate == 1 else f"{self.rate * float(self.schedule.rates[bit]):g}"
+        shape = "step" if self.epochs == self.schedule.epochs else "cosine"
+        values = recipe_flags(self.recipe, bit) or {"epochs": str(self.epochs), "lr": rate, "wd": self.schedule.decays[bit],
+                                                    "lr_schedule": shape}
+        return tuple(word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value))
 
     def trained_for(self, bit: int) -> str:
         """Return the epochs of the training with `bit` bits beside the published number; for a file without them, its directory."""
-        full, epochs, path = self.schedule.epochs, self.epochs, self.path(bit, 0)
-        if self.files is not None:
-            epochs = recorded(read_checkpoint(path)).get("epochs") if path.is_file() else None
-        if epochs is None:
+        full, path = self.schedule.epochs, self.path(bit, 0)
+        if self.files is None:
+            epochs = int(self.training(bit, 0).flag("--epochs"))
+        elif (epochs := recorded(read_checkpoint(path)).get("epochs") if path.is_file() else None) is None:
             return f"see {self.files}"
-        return str(full) if epochs == full else f"{epochs} of {full}"
+        return (str(full) if epochs == full else f"{epochs} of {full}") + f", {self.recipe}" * (self.recipe != "published")
 
     def extra_of(self, bit: int) -> tuple[str, ...]:
         """Return the flags of `extra` that change the training of a network with `bit` bits."""
@@ -109,7 +122,9 @@ class Networks:
         """Return the directory, in the study, of the stages with `bit` bits; stages of other networks have another one."""
         if self.files is not None:
             return f"{self.arch}-{self.files.name}"
-        return with_flags(f"{label(self.arch)}-{self.epochs}epochs", self.extra_of(bit))
+        kind = f"{self.epochs}epochs" if self.recipe == "published" else self.recipe
+        origin = "" if self.start is None else f"-from-{self.start.name.split('.')[0]}"
+        return with_flags(f"{label(self.arch)}-{kind}{origin}", self.extra_of(bit))
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -124,21 +139,19 @@ class Networks:
 
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
-        bits = self.bits
-        return self.trained(bit, seed, self.path(bits[bits.index(bit) - 1], seed) if bit != bits[0] else None)
+        before = self.path(self.bits[self.bits.index(bit) - 1], seed) if bit != self.bits[0] else self.start
+        taught = self.recipe == "fast" and bit in TAUGHT
+        return self.trained(bit, seed, before, flags=("--teacher", str(self.path(FLOAT_BITS, seed))) * taught)
 
     def trained(self, bit: int, seed: int, start: Path | None, kind: str = "", flags: tuple[str, ...] = ()) -> Stage:
         """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
         train, test = IMAGES[self.dataset]
-        published = self.schedule
-        shape = "step" if self.epochs == published.epochs else "cosine"
-        rate = published.rates[bit] if self.rate == 1 else f"{self.rate * float(published.rates[bit]):g}"
-        flags = ("--epochs", str(self.epochs), "--lr", rate, "--wd", published.decays[bit], "--lr-schedule", shape,
-                 "--seed", str(seed), *published.batch, *self.extra_of(bit), *flags)
+        flags = (*self.training_flags(bit), "--seed", str(seed), *self.schedule.batch, *self.extra_of(bit), *flags)
+        epochs = int(flags[flags.index("--epochs") + 1])
         script = "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
-        passes = self.epochs * (test + ("--teacher" in flags) * train)
-        return self.stage(f"{kind}seed{seed}", script, bit, flags, start, self.epochs * train * factor, passes)
+        passes = epochs * (test + ("--teacher" in flags) * train)
+        return self.stage(f"{kind}seed{seed}", script, bit, flags, start, epochs * train * factor, passes)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
         """Return the stages that make the network with `bit` bits, in order; none if it is read from a file."""
@@ -150,6 +163,8 @@ class Networks:
         """Return the file of the network with `bit` bits."""
         if self.files is not None:
             return self.files / f"{self.arch}_{bit}bit.pth.tar"
+        if self.start is not None and bit == FLOAT_BITS:
+            return self.start
         return self.study / self.group(bit) / f"{bit}bit-seed{seed}" / run_name(self.arch, bit) / BEST
 
 
@@ -199,7 +214,7 @@ class Source:
     def unrolled(self, kind: str, *flags: str) -> Stage:
         """Return a run of tuning through time, with the flags of trainings."""
         train, test = IMAGES[self.networks.dataset]
-        trained = TIME_EPOCHS * train * QUANTIZED * time_steps(self.bit)
-        extra = self.networks.extra
-        flags = ("--method", "through-time", "--epochs", str(TIME_EPOCHS), *flags, *extra)
-        return self.stage("snn_ft", with_flags(kind, extra), (TIME_EPOCHS + 2) * test * self.spiking_pass, flags, trained)
+        epochs, extra = TIME_EPOCHS[self.bit], self.networks.extra
+        trained = epochs * train * time_steps(self.bit) * (COMPILED if "--compile" in extra else QUANTIZED)
+        flags = ("--method", "through-time", "--epochs", str(epochs), *flags, *extra)
+        return self.stage("snn_ft", with_flags(kind, extra), (epochs + 2) * test * self.spiking_pass, flags, trained)

@@ -16,13 +16,15 @@ from .stages import Stage
 ARCHS = {"cifar10": ("resnet20", "alex", "vgg11", "vgg16", "resnet18", "resnet56"), "imagenet": ("alexnet", "vgg16", *RESNETS)}
 ELSEWHERE = ("torchvision:resnet18", "torchvision:mobilenet_v2", "examples/vgg.py:vgg")  # not made for this repository
 ELSEWHERE_RATE = 0.2  # at the published rates, few epochs end at half the accuracy
-TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "ablation", "conversion", "latency")
+FROM_FLOAT, FLOAT_FILE = "fast-from-float", Path("resnet20_float.pth.tar")
+TABLES = ("cifar10", "imagenet", "elsewhere", "recipe", "fast", FROM_FLOAT, "ablation", "conversion", "latency")
 RECIPE_EPOCHS = 15
 RECIPE_PARTS = MappingProxyType({"nesterov": ("--nesterov",), "ema": ("--ema", "0.999"), "warmup": ("--warmup", "1"),
                                  "rates": ("--threshold-lr", "0.1", "--clip-lr", "0.02")})  # of APoT: θ .1, α .02
 
 Make = Callable[[Source], tuple[Stage, ...]]
 WHOLE = ("calibrated-global", *CALIBRATE)
+THROUGH = ("calibrated-time", *CALIBRATE)
 
 
 def spiking(networks: Networks, bit: int, neuron: str, seeds: list[int], method: str, make: Make, steps: int | None = None) -> Row:
@@ -70,6 +72,15 @@ def elsewhere(networks: Networks, seeds: list[int]) -> list[Row]:
         ("unsigned", f"delay {full}", once(Source.delayed, full))])
 
 
+def fast(networks: Networks, seeds: list[int]) -> list[Row]:
+    """Return a network trained with the fast recipe: ANN, both neurons converted and tuned, unsigned ones through time too."""
+    return trained_and_converted(networks, seeds, lambda full: [
+        *((neuron, *method) for neuron in NEURONS
+          for method in (("converted", AS_IT_IS), ("calibrated, global", once(Source.whole, *WHOLE)))),
+        ("unsigned", "calibrated, through time", once(Source.unrolled, *THROUGH)),
+        ("signed", f"delay {full}", once(Source.delayed, full))])
+
+
 def trained_and_converted(networks: Networks, seeds: list[int], kinds: Callable[[int], list[tuple[str, str, Make]]]) -> list[Row]:
     """Return the ANN of each bit-width, and the `kinds` of its spiking network with T steps: neuron, method and stages."""
     rows = []
@@ -106,7 +117,7 @@ def tuned(row: Callable[[str, Make], Row], bit: int, neuron: str) -> list[Row]:
     """Return the rows of tuning."""
     full, half = time_steps(bit), 2 ** (bit - 1)
     rows = [row("calibrated, global", once(Source.whole, *WHOLE)),
-            row("calibrated, through time", once(Source.unrolled, "calibrated-time", *CALIBRATE))]
+            row("calibrated, through time", once(Source.unrolled, *THROUGH))]
     if neuron == "signed":
         early = ("calibrated-global-steps" + str(half), "--steps", str(half), *CALIBRATE)
         rows += [row(f"calibrated, global, {half} of {full} steps", once(Source.whole, *early)),
@@ -157,12 +168,14 @@ def latency(networks: Networks, seeds: list[int]) -> list[Row]:
 
 
 def rows_of(table: str, seeds: list[int], data: Path, study: Path, scale: float = 1.0, extra: tuple[str, ...] = (),
-            files: Path | None = None) -> list[Row]:
+            files: Path | None = None, start: Path | None = None) -> list[Row]:
     """Return the rows of a table; for the arguments see `Networks`; `files` is for tables of one architecture only."""
     make = partial(Networks, data=data, study=study, scale=scale, extra=extra)
     if table in ARCHS:
         return [row for arch in ARCHS[table] for row in main_table(make(arch, dataset=table), seeds)]
     if table == "elsewhere":
         return [row for arch in ELSEWHERE for row in elsewhere(make(arch, chosen=(FLOAT_BITS, 3), rate=ELSEWHERE_RATE), seeds)]
+    if table in ("fast", FROM_FLOAT):
+        return fast(make("resnet20", recipe="fast", start=None if table == "fast" else start or FLOAT_FILE), seeds)
     networks = make("resnet20", files=files)
     return {"recipe": recipe, "ablation": ablation, "conversion": conversion, "latency": latency}[table](networks, seeds)
