@@ -44,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="where table_*.* go (default: result)")
     add("--readme", type=Path, metavar="FILE", help="a file with the table's markers, to put the table in")
     args = parser.parse_args(argv)
-    if args.networks and args.table in ("cifar10", "imagenet", "elsewhere", "recipe", "fast", FROM_FLOAT):
+    if args.networks and args.table not in (None, "ablation", "conversion", "latency"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
     if args.networks and args.epochs_scale < 1:
         raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale out")
