@@ -31,8 +31,8 @@ def table(results: list[Result]) -> str:
     notes = [f"{', '.join(accuracies)}: {source}" for source, accuracies in sources.items()]
     parts.append("Published: " + " · ".join(notes) if notes else "No published results of these rows are known.")
     if any(result.last for result in results):
-        parts.append("Trained: the best epoch on the test set, as published, the last one in brackets; minutes of all its "
-                     "trainings from float on. Spiking: minutes of calibration and tuning.")
+        parts.append("Trained: the best epoch on the test set, as published, the last one in brackets; minutes of all "
+                     "trainings of its chain. Spiking: minutes of calibration and tuning.")
     return "\n\n".join(parts)
 
 
