@@ -29,12 +29,13 @@ def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_after_it():
 
 def test_a_recipe_sets_the_flags_that_are_not_given_and_a_run_goes_on_with_it():
     fast = main.parse(["--bit", "2", "--recipe", "fast", "--lr", "0.5"]).training
-    assert (fast.epochs, fast.lr, fast.wd, fast.lr_schedule) == (int(FAST[2][0]), 0.5, float(FAST[2][2]), "cosine")
+    assert (fast.epochs, fast.lr, fast.lr_schedule) == (int(FAST[2]["epochs"]), 0.5, "cosine")
+    assert (fast.wd, fast.warmup) == (float(FAST[2]["wd"]), float(FAST[2]["warmup"]))
     assert main.parse([], plain(main.parse(["--bit", "2", "--recipe", "fast", "--lr", "0.5"]))).training == fast
     published = plain(main.parse(["--bit", "5"]))
     assert main.parse(["--bit", "5", "--recipe", "published"]) == main.parse([], published)
     assert main.parse(["--recipe", "fast"], published).training == main.parse(["--bit", "4", "--recipe", "fast"]).training
-    assert main.parse(["--recipe", "fast"]).training.epochs == int(FAST[32][0])
+    assert main.parse(["--recipe", "fast"]).training.epochs == int(FAST[32]["epochs"])
 
 
 def test_thresholds_and_clips_get_rates_of_their_own():

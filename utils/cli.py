@@ -10,7 +10,7 @@ from .config import DEFAULT_ARCH, FLOAT, WORKERS
 from .data.imagenet import LOADERS
 from .distributed.processes import TIMEOUT
 from .parser import Parser, bits, boolean, count, number
-from .settings import FAST
+from .settings import FAST, words
 
 MAX_GPUS = 16  # GPUs of a node; a larger index is a mistake
 MAX_SEED = 2**32 - 1
@@ -152,9 +152,9 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
 
 def add_recipe_flag(parser: Parser) -> None:
     """Add the flag that stands for a whole schedule of training."""
-    fast = "; ".join(f"{'float' if bit == FLOAT else f'{bit} bits'} {', '.join(values)}" for bit, values in FAST.items())
+    fast = "; ".join(f"{'float' if bit == FLOAT else f'{bit} bits'} {' '.join(words(flags))}" for bit, flags in FAST.items())
     parser.add_argument("--recipe", choices=("published", "fast"), default="published",
-                        help="published: the defaults of the flags; fast: fewer epochs with a cosine (--epochs, --lr, --wd: "
+                        help="published: the defaults of the flags; fast: fewer epochs ("
                              f"{fast}; at 4 and 3 bits with the float network as --teacher); a flag of its own wins "
                              "(default: published)")
 

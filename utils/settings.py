@@ -14,17 +14,26 @@ from .errors import UserError
 
 CACHE = 8  # GB
 TUNE_IMAGES = 10_000  # of an epoch of layer-wise tuning
-# What --recipe fast stands for at each bit-width, 4 also for more: epochs, initial learning rate and weight decay.
-FAST = MappingProxyType({FLOAT_BITS: ("100", "0.1", "5e-4"), 4: ("20", "0.01", "1e-4"), 3: ("24", "0.02", "1e-4"),
-                         2: ("60", "0.04", "3e-5")})
+
+
+def fast(epochs: str, lr: str, wd: str, **more: str) -> dict[str, str]:
+    """Return flags of a training with a cosine, by name."""
+    return {"epochs": epochs, "lr": lr, "wd": wd, "lr_schedule": "cosine", **more}
+
+
+# What --recipe fast stands for at each bit-width, 4 also for more. At 2 bits a clip becomes negative without the warm-up.
+FAST = MappingProxyType({FLOAT_BITS: fast("100", "0.1", "5e-4"), 4: fast("20", "0.01", "1e-4"), 3: fast("24", "0.02", "1e-4"),
+                         2: fast("60", "0.1", "5e-4", warmup="1")})
 
 
 def recipe_flags(recipe: str, bit: int) -> dict[str, str]:
     """Return the flags of training that a recipe stands for, by name; none for the published one, which are the defaults."""
-    if recipe == "published":
-        return {}
-    epochs, lr, wd = FAST[max(known for known in FAST if known <= bit)]
-    return {"epochs": epochs, "lr": lr, "wd": wd, "lr_schedule": "cosine"}
+    return {} if recipe == "published" else FAST[max(known for known in FAST if known <= bit)]
+
+
+def words(flags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return flags by name as the words of a command line."""
+    return tuple(word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from models import label
 from quant import FLOAT_BITS, time_steps
 
 from ..checkpoints.checkpoint import BEST, read_checkpoint, recorded, run_name
-from ..settings import recipe_flags
+from ..settings import recipe_flags, words
 from .stages import Stage
 
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
@@ -103,7 +103,7 @@ class Networks:
         shape = "step" if self.epochs == self.schedule.epochs else "cosine"
         values = recipe_flags(self.recipe, bit) or {"epochs": str(self.epochs), "lr": rate, "wd": self.schedule.decays[bit],
                                                     "lr_schedule": shape}
-        return tuple(word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value))
+        return words(values)
 
     def trained_for(self, bit: int) -> str:
         """Return the epochs of the training with `bit` bits beside the published number; for a file without them, its directory."""
