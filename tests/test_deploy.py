@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import models
-from models import INPUT, Unit
+from models import INPUT, Network, Unit
 from quant import APoTWeight, QuantConv2d, fit_, quantize_, requantize_
 from quant.compiled import Compiled
 from snn_layers import LayerMonitor, deploy, integrate_and_fire, to_spiking
@@ -297,3 +297,24 @@ def test_a_function_with_too_many_versions_goes_on_uncompiled():
     assert fused(torch.zeros(3), (True,)).tolist() == [1, 1, 1]
     with pytest.warns(UserWarning, match="shifted is not compiled"):
         assert fused(torch.zeros(3), (False, False)).tolist() == [-2, -2, -2]
+
+
+class Wide(nn.Module):
+    """A linear layer whose inputs all fire."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.wide, self.last = nn.Linear(3, width), nn.Linear(width, 4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.wide(torch.relu(self.first(x.flatten(1))))))
+
+
+@pytest.mark.parametrize(("width", "exact_units"), [(1_000, []), (40_000, ["activation_2"])])
+@torch.no_grad()
+def test_sums_that_float32_cannot_hold_run_in_float64(width, exact_units):
+    torch.manual_seed(0)
+    ann, x = quantize_(Network(Wide(width)).eval(), 7, 6), torch.rand(2, 3, 1, 1)
+    deployed = deploy(ann, compile=False)
+    assert deployed.exact_units() == exact_units
+    torch.testing.assert_close(deployed(x), ann.double()(x.double()).float())

@@ -59,7 +59,7 @@ class Geometry:
 
 
 class FloatConv(nn.Module):
-    """Convolution in float32. With spikes and integer weights it is exact below 2^24, in any order of summation.
+    """Convolution in float32. With spikes and integer weights it is exact in any order of summation, see `Term.exact`.
 
     On a GPU too: TF32's 11 significant bits hold spikes and numerators up to 2,048, and rounding removes the errors of cuDNN's
     algorithms on transformed values (Winograd, FFT).
@@ -86,14 +86,14 @@ class FloatConv(nn.Module):
 class IntegerConv(nn.Module):
     """Convolution of bytes: spikes + 1 as uint8 with zero point 1, weights as int8, sums in int32, output as float32.
 
-    Exact: the sums are below 2^24, and a processor that adds pairs of products in 16 bits has at most 2 · 2 · 64 · 127
-    in them. Runs on CPUs, by oneDNN.
+    Exact: float32 holds the sums, see `Term.exact`, and a processor that adds pairs of products in 16 bits has at most
+    2 · 2 · 64 · 127 in them. Runs on CPUs, by oneDNN.
 
     Args:
         total: spikes that average pooling adds up to one value; it stands for 0.
 
     Raises:
-        ValueError: weights that are not integers within ±127, or sums beyond 2^24.
+        ValueError: weights that are not integers within ±127.
     """
 
     zero, dtype = 1, torch.uint8
@@ -102,8 +102,6 @@ class IntegerConv(nn.Module):
         super().__init__()
         if not torch.equal(weight, weight.round()) or weight.abs().max() > LARGEST:
             raise ValueError("the integer path needs hidden weights of 2 to 6 APoT bits, integers within 127: use the float path")
-        if weight.abs().sum((1, 2, 3)).max() * total >= EXACT:
-            raise ValueError("a sum of spikes could exceed 2^24: use the float path")
         self.geometry, self.point = geometry, self.zero * total
         self.places = list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups
         self.scale = torch.ones(len(weight))

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from models.graph.trace import argument
 from quant import APoTWeight
 
-from .integer import Geometry
+from .integer import EXACT, Geometry
 
 # Calls that move values without changing them: they work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
@@ -57,6 +57,10 @@ class Term:
     scale: Tensor
     integral: bool = False
 
+    def exact(self, largest: int) -> bool:
+        """Return whether float32 holds the sums for values up to `largest`; with float weights they round anyway."""
+        return not self.integral or self.weight.abs().flatten(1).sum(1).max() * self.piece.total * largest < EXACT
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -67,8 +71,8 @@ class Affine:
     pools: tuple[fx.Node, ...] = ()
 
     def fits(self, largest: int) -> bool:
-        """Return whether bytes hold the sums of values up to `largest` that average pooling makes."""
-        return all(term.piece.total * largest <= 2 * MOST for term in self.terms)
+        """Return whether bytes hold the values up to `largest` that average pooling adds up, and float32 the terms."""
+        return all(term.piece.total * largest <= 2 * MOST and term.exact(largest) for term in self.terms)
 
     def times(self, factor: Tensor | float) -> "Affine":
         """Return the product with a number or with one for each channel."""

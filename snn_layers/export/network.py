@@ -11,7 +11,7 @@ from models import INPUT, Network, live
 from ..convert import to_levels
 from ..deployment.deploy import Deployed
 from ..deployment.fused import FusedNeuron
-from ..deployment.integer import EXACT, Geometry
+from ..deployment.integer import Geometry
 from ..deployment.terms import along_channels
 from ..deployment.units import ExactUnit
 from ..neuron import NEURONS
@@ -37,19 +37,17 @@ class ByteConvolution:
 
     Args:
         zero: byte that stands for 0.
-        most: largest magnitude of a byte minus zero.
         rounds: weights that are not integers are convolved in float32, as `Deployed` does, not in float64.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, zero: int, most: int, rounds: bool):
-        self.zero, self.most, self.rounds = zero, most, rounds
+    def __init__(self, zero: int, rounds: bool):
+        self.zero, self.rounds = zero, rounds
 
     def __call__(self, weight: Tensor, geometry: Geometry, total: int, integral: bool) -> ByteConv:
-        """Return the convolution of sums of `total` bytes with these numerators, in float32 if that holds every sum."""
-        exact = integral and self.most * total * weight.abs().flatten(1).sum(1).max() < EXACT
-        return ByteConv(weight.float() if exact or self.rounds else weight.double(), geometry, self.zero * total)
+        """Return the convolution of sums of `total` bytes with these numerators."""
+        return ByteConv(weight.float() if integral or self.rounds else weight.double(), geometry, self.zero * total)
 
 
 class Activation(nn.Module):
@@ -127,8 +125,7 @@ def exported(network: Network) -> Exported:
     if not spiking:
         refuse_steps(network)
         network = to_levels(network)
-    most = max(neuron.kind.most for _, neuron in network.units())
-    deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), most, rounds=spiking), None, False, summing=False)
+    deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), rounds=spiking), None, False, summing=False)
     for unit in deployed.body:
         if isinstance(unit, ExactUnit):  # it checks the images for NaN, and a file cannot
             unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)
