@@ -164,8 +164,9 @@ class _Reader:
             sizes[sizes.index(None)] = weight.shape[1] - sum(size for size in sizes if size is not None)
         if None in sizes or (len(pieces) > 1 and geometry.groups > 1):
             return None
-        integral = isinstance(getattr(layer, "weight_quantizer", None), APoTWeight)
-        terms = [Term(piece, part, geometry, step / piece.total, integral)
+        quantizer = getattr(layer, "weight_quantizer", None)
+        peak = quantizer.denominator if isinstance(quantizer, APoTWeight) else 0
+        terms = [Term(piece, part, geometry, step / piece.total, peak)
                  for piece, part in zip(pieces, weight.split(sizes, 1), strict=True)]
         return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
 

@@ -48,18 +48,26 @@ class Term:
     Attributes:
         weight: [C', C, k, k] numerators; None is the identity.
         scale: [C'], [] or, of each time step, [T, C'], float64, without the threshold of the source.
-        integral: the numerators are integers.
+        peak: no numerator is larger, and they are integers; 0: they are not.
     """
 
     piece: Piece
     weight: Tensor | None
     geometry: Geometry
     scale: Tensor
-    integral: bool = False
+    peak: int = 0
+
+    @property
+    def integral(self) -> bool:
+        """Return whether the numerators are integers."""
+        return self.peak > 0
 
     def exact(self, largest: int) -> bool:
-        """Return whether float32 holds the sums for values up to `largest`; with float weights they round anyway."""
-        return not self.integral or self.weight.abs().flatten(1).sum(1).max() * self.piece.total * largest < EXACT
+        """Return whether float32 holds the sums for values up to `largest`; with float weights they round anyway.
+
+        The bound does not read the weights: on a GPU the tuning, which deploys in each step, would wait for them.
+        """
+        return not self.integral or self.weight[0].numel() * self.peak * self.piece.total * largest < EXACT
 
 
 @dataclass(frozen=True)
