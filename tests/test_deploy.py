@@ -300,7 +300,7 @@ def test_a_function_with_too_many_versions_goes_on_uncompiled():
 
 
 class Wide(nn.Module):
-    """A linear layer whose inputs all fire."""
+    """A linear layer of many inputs."""
 
     def __init__(self, width):
         super().__init__()
