@@ -13,7 +13,7 @@ from .stages import Stage
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
-TIME_EPOCHS = {4: 2, 3: 4, 2: 10}  # of tuning through time, by bits: an epoch's time grows with T
+TIME_EPOCHS = {"unsigned": {4: 2, 3: 4, 2: 10}, "signed": {4: 1, 3: 2, 2: 4}}  # through time, by bits: their time grows with T
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
@@ -214,7 +214,7 @@ class Source:
     def unrolled(self, kind: str, *flags: str) -> Stage:
         """Return a run of tuning through time, with the flags of trainings."""
         train, test = IMAGES[self.networks.dataset]
-        epochs, extra = TIME_EPOCHS[self.bit], self.networks.extra
+        epochs, extra = TIME_EPOCHS[self.neuron][self.bit], self.networks.extra
         trained = epochs * train * time_steps(self.bit) * (COMPILED if "--compile" in extra else QUANTIZED)
         flags = ("--method", "through-time", "--epochs", str(epochs), *flags, *extra)
         return self.stage("snn_ft", with_flags(kind, extra), (epochs + 2) * test * self.spiking_pass, flags, trained)
