@@ -32,7 +32,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     add("--scratch", action="store_true", help="below 32 bits: start from random weights")
     add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (default below 32)")
     flags = parser.flags(resume_apart(sys.argv[1:] if argv is None else argv), before)
-    return Settings.of(loading.completed(flags) if flags["evaluate"] else flags)
+    return Settings.of(loading.completed(flags, flags["evaluate"]))
 
 
 def resume_apart(argv: list[str]) -> list[str]:

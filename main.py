@@ -18,7 +18,7 @@ from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
 from utils.config import FLOAT
 from utils.data.splits import Data
-from utils.settings import Settings, recipe_flags
+from utils.settings import Settings, with_recipe
 from utils.training import loading, train
 
 
@@ -28,9 +28,9 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     cli.add_cifar_flags(parser)
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
     cli.add_recipe_flag(parser)
-    given = parser.flags(argv)
-    flags = parser.flags(argv, {**before, **recipe_flags(given["recipe"], given["bit"] or before.get("bit") or FLOAT)})
-    return Settings.of(loading.completed(flags) if flags["evaluate"] else flags)
+    flags = parser.flags(argv, before)
+    flags = parser.flags(argv, with_recipe(flags["recipe"], flags["bit"] or FLOAT, before))
+    return Settings.of(loading.completed(flags, flags["evaluate"]))
 
 
 def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
         write(table, rows, chosen, args)
     found = write(table, rows, chosen, args)
     drawn = ", .png" * path.with_suffix(".png").exists()
-    print(f"{len(found)} of {len(rows)} rows: {path}, .csv{drawn}")
+    print(f"{len(found)} of {len(rows)} rows" + f": {path}, .csv{drawn}" * bool(found))
     if args.readme and found:
         write_text(args.readme, markdown.insert(args.readme.read_text(), table, markdown.table(found)))
     if plan.lost:

@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> Settings:
     flags = parser.flags(argv)
     if flags["fit"] is None and (flags["weight_bit"] or flags["overwrite"]):
         raise UserError("--weight-bit and --overwrite say how --fit N quantizes a float network: give it, or leave them out")
-    return Settings.of(flags if flags["fit"] else loading.completed(flags))
+    return Settings.of(loading.completed(flags, not flags["fit"]))
 
 
 def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:
@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_export(run.export)
     with script.session(run, settings.data.seed) as (device, place):
         data = Data(settings.data, device, place)
-        fit = (settings.spiking.fit, settings.spiking.weight_bit) if settings.spiking.fit else None
-        start, ann, finetune = loading.load_quantized(run, data, fit=fit)
+        start, ann, finetune = loading.load_quantized(settings, data)
         snn = loading.spiking(settings.spiking, start)
         seconds = loading.calibrate(calibrate, snn, ann, data.batches(train=True, augment=True)) if calibrate else 0.0
         batches = data.batches(train=not run.evaluate, limit=None if run.evaluate else CHECK_IMAGES)

@@ -63,6 +63,8 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
         help="Nesterov's momentum; not layerwise (default: through-time yes, global no)")
     add("--resume", action="store_const", const=Path(), help="go on after the last finished unit or epoch")
     cli.add_optimizer_flags(parser)
+    if parser.flags(argv)["online"]:
+        before = {**before, "cache": None}  # the run had a default for it
     return Settings.of(loading.completed(parser.flags(argv, before)))
 
 

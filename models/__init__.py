@@ -1,8 +1,9 @@
 """Networks: any module as a graph of units, and float networks by name."""
 
+from .errors import reason_of
 from .graph.affine import NORMS, WEIGHTED
 from .graph.copies import tree
-from .graph.network import Facts, Network, Recipe, Values
+from .graph.network import Facts, Network, Recipe, Values, joined
 from .graph.over_time import mean_over_time, repeat_over_time
 from .graph.regions import INPUT, Graph, Part, live
 from .graph.writing import moving
@@ -10,5 +11,5 @@ from .registry import CLASSES, REGISTRY, architectures, build, family, file_of, 
 from .unit import BasicBlock, Shortcut, Stack, Unit
 
 __all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
-           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "file_of", "function_of", "label", "live",
-           "mean_over_time", "module", "moving", "recipe", "repeat_over_time", "same", "tree"]
+           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "file_of", "function_of", "joined", "label",
+           "live", "mean_over_time", "module", "moving", "reason_of", "recipe", "repeat_over_time", "same", "tree"]

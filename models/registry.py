@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from . import plain, resnet
+from .errors import reason_of
 from .graph.network import Facts, Network, Recipe
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000}
@@ -148,8 +149,7 @@ def failing(what: str) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
-        raise ValueError(f"{what} fails ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"{what} fails ({type(error).__name__}: {reason_of(error)})") from error
 
 
 def build(arch: str, dataset: str = "cifar10", num_classes: int | None = None) -> Network:

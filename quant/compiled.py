@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from models import reason_of
+
 # Triton divides approximately unless it is told to round; on a CPU this changes nothing.
 OPTIONS = MappingProxyType({"eager_numerics.division_rounding": True})
 
@@ -36,8 +38,8 @@ class Compiled:
             raise
         except Exception as error:  # the compiler's errors have no common class
             result = self.function(*args)  # a mistake in the arguments raises here
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"{self.function.__name__} is not compiled and runs several times slower: {reason}", stacklevel=2)
+            name, reason = self.function.__name__, reason_of(error)
+            warnings.warn(f"{name} is not compiled and runs several times slower: {reason}", stacklevel=2)
             self.fused = self.function
             return result
 

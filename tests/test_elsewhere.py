@@ -1,5 +1,7 @@
 """Networks, checkpoints and images from elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,13 @@ def test_a_float_checkpoint_is_quantized_fitted_saved_and_converted_with_its_pix
     again = snn.main([*common, "--init", str(saved)])  # bits and pixels are the checkpoint's
     assert again["snn"] == fitted["snn"]
     assert again["layers"] == fitted["layers"]
+    before = saved.read_bytes()
+    run = [*common, *pixels, "--init", str(tmp_path / "float.pth"), "--bit", "3", "--fit", "16"]
+    with pytest.raises(UserError, match=r"holds a run already: .* --overwrite"):
+        snn.main(run)
+    snn.main([*run, "-t"])  # a smoke test has a directory of its own
+    assert saved.read_bytes() == before
+    assert json.loads((saved.parent / "config.json").read_text())["settings"]["spiking"]["fit"] == 64
     with pytest.raises(UserError, match="never imported"):
         load_network(saved)
     with pytest.raises(UserError, match=r"is of the network \S+small.py:network: name it with --arch"):

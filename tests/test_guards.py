@@ -14,6 +14,7 @@ from snn_layers import FinetuneConfig, deploy, finetune, to_spiking
 from utils.checkpoints.checkpoint import LAST, load_network, network_state, read_checkpoint
 from utils.errors import UserError
 from utils.training.engine import sgd, train_epoch
+from utils.training.guards import Note
 from utils.training.step import Step
 
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -86,6 +87,19 @@ def test_nan_in_the_images_stops_before_it_spreads(quantized):
         train(quantized, batches(4, spoiled=2))
     train(unbroken, batches(2))
     assert all(torch.equal(a, b) for a, b in zip(quantized.parameters(), unbroken.parameters(), strict=True))
+
+
+def test_the_noted_images_stay_at_their_address_when_a_larger_batch_comes():
+    """A captured step goes on writing there."""
+    note = Note(torch.device("cpu"))
+    loss, sound = torch.zeros(()), torch.tensor(True)
+    note.take(IMAGES[:2], loss, sound)
+    kept = note.images
+    note.take(IMAGES[:3], loss, torch.tensor(False))
+    note.take(IMAGES[3:], loss, sound)
+    assert note.images is kept
+    assert torch.equal(kept, IMAGES[:2])
+    assert note.read()[:3] == [1, 1, 1]
 
 
 def test_the_first_layer_that_overflows_is_named():

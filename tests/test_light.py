@@ -14,14 +14,14 @@ from utils.files import sha256
 def test_a_lightened_network_is_the_same_and_known_by_its_old_checksum(quantized, tmp_path):
     path = tmp_path / "network.pth.tar"
     state = {"state": {0: {"momentum_buffer": torch.zeros(1000)}}}
-    run = {"args": {"lr": 0.1}, "history": [], "optimizer": state, "rng": torch.zeros(9)}
+    run = {"args": {"lr": 0.1}, "history": [], "optimizer": state, "rng": torch.zeros(9), "trained": quantized.state_dict()}
     save_checkpoint(path, network_state(quantized) | run)
     before, first, size = read_checkpoint(path), sha256(path), path.stat().st_size
     assert origin(path) == first
     lighten(path)
     after = read_checkpoint(path)
     assert path.stat().st_size < size - 4000
-    assert after.keys() == before.keys() - {"optimizer", "rng"} | {"sha256"}
+    assert after.keys() == before.keys() - {"optimizer", "rng", "trained"} | {"sha256"}
     assert all(torch.equal(tensor, after["state_dict"][name]) for name, tensor in before["state_dict"].items())
     assert load_network(path).bit == 2
     assert origin(path) == first != sha256(path)

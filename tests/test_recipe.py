@@ -38,6 +38,23 @@ def test_a_recipe_sets_the_flags_that_are_not_given_and_a_run_goes_on_with_it():
     assert main.parse(["--recipe", "fast"]).training.epochs == int(FAST[32]["epochs"])
 
 
+def test_a_run_that_goes_on_with_its_own_recipe_keeps_its_flags_and_with_the_other_one_takes_all_of_that():
+    own = main.parse(["--bit", "2", "--recipe", "fast", "--lr", "0.5"])
+    assert main.parse(["--recipe", "fast"], plain(own)).training == own.training
+    assert main.parse(["--recipe", "published"], plain(own)).training == main.parse(["--bit", "2"]).training
+    assert main.parse(["--bit", "2", "--recipe", "fast", "-t"]).training.warmup == 0  # a smoke test has no epoch for it
+
+
+def test_a_rate_of_zero_keeps_the_thresholds_as_they_are():
+    groups = sgd(quantize_(build("resnet20"), 3), 0.1, 0.9, 0, threshold_lr=0.0).param_groups
+    assert sorted((len(group["params"]), group["factor"]) for group in groups)[0] == (19, 0.0)
+
+
+def test_a_warm_up_of_a_part_of_an_epoch_never_exceeds_the_rate():
+    rate = epoch_rate(0.2, "cosine", 0, 10, warmup=0.001)
+    assert max(rate(part / 100) for part in range(100)) == pytest.approx(0.2)
+
+
 def test_thresholds_and_clips_get_rates_of_their_own():
     network = quantize_(build("resnet20"), 3)
     step = Step(network, sgd(network, 0.04, 0.9, 1e-4, threshold_lr=0.1, clip_lr=0.02))
@@ -104,10 +121,18 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "save", save)
     main.main(["--arch", TINY, "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
     whole, broken = (read_checkpoint(tmp_path / name / f"{TINY_RUN}_3bit" / LAST) for name in ("whole", "broken"))
+    assert torch.equal(whole["rng"], broken["rng"])
     for part in ("state_dict", "trained"):
         assert all(torch.equal(tensor, broken[part][name]) for name, tensor in whole[part].items())
     name = "body.0.conv.weight"
     assert not torch.equal(whole["state_dict"][name], whole["trained"][name])
+
+
+def test_a_teacher_of_other_pixels_is_refused(few, tmp_path):
+    flags = [*RUN, "--epochs", "1", "--result", str(tmp_path)]
+    teacher = main.main([*flags, "--mean", "0.4", "0.4", "0.4", "--std", "0.2", "0.2", "0.2"])["directory"] / BEST
+    with pytest.raises(UserError, match=r"trained on pixels with --mean and --std \(\(0.4, 0.4, 0.4\)"):
+        main.main([*flags, "--overwrite", "--teacher", str(teacher)])
 
 
 @pytest.mark.parametrize(("flags", "named"), [

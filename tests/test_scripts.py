@@ -15,13 +15,13 @@ import snn_ft
 from models.plain import plain_network
 from models.registry import REGISTRY
 from snn_layers import deploy
-from utils.checkpoints.checkpoint import load_network, read_checkpoint
+from utils.checkpoints.checkpoint import load_network, read_checkpoint, save_checkpoint, tunings
 from utils.checkpoints.importer import apot_layout, published_names
 from utils.config import RunSettings
 from utils.data import splits
 from utils.data.cifar import ImageSet, load_images
 from utils.errors import UserError
-from utils.training import loading
+from utils.training import loading, train
 
 SMALL = ["--arch", TINY, "--dataset", "digits", "-b", "16"]
 TEST_IMAGES = 90
@@ -96,6 +96,32 @@ def test_a_finished_run_is_not_overwritten_unless_told(result, tmp_path):
         main.main(again)
     kept = main.main([*again, "--resume"])
     assert kept["last"]["epoch"] == 1
+
+
+def test_a_network_without_its_run_is_not_deleted_either(result, tmp_path):
+    best = tmp_path / f"{TINY_RUN}_2bit" / "model_best.pth.tar"
+    best.parent.mkdir()
+    shutil.copy(result / best.parent.name / best.name, best)
+    before, run = best.read_bytes(), [*flags(tmp_path), "--epochs", "1"]
+    with pytest.raises(UserError, match=r"model_best.pth.tar is there already: --overwrite"):
+        main.main(run)
+    with pytest.raises(UserError, match=r"would delete this file in its own directory; --result DIR"):
+        main.main([*run, "--init", str(best), "--overwrite"])
+    assert best.read_bytes() == before
+
+
+def test_a_published_quantized_network_is_known_wherever_its_file_keeps_it():
+    state = {"layer0.block.2.act_alpha": torch.ones(())}
+    assert [train.published_bit(contents, "file", 4) for contents in (state, {"state_dict": state}, {"model": state})] == [4, 4, 4]
+    assert train.published_bit({"model": {"conv.weight": torch.ones(())}}, "file", 4) is None
+
+
+def test_a_tuned_network_that_names_itself_as_its_start_is_found(result, tmp_path):
+    path = tmp_path / f"{TINY_RUN}_2bit_ft" / "model_best.pth.tar"
+    path.parent.mkdir()
+    save_checkpoint(path, read_checkpoint(result / f"{TINY_RUN}_2bit" / path.name) | {"finetune": {}, "args": {"init": str(path)}})
+    found, start = tunings(path)
+    assert (len(found), start) == (1, path)
 
 
 def test_resuming_with_other_arguments_says_so(result, capsys):

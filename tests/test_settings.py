@@ -64,6 +64,20 @@ def test_a_checkpoint_says_its_architecture_and_bits_where_it_is_evaluated_or_co
     assert script.parse([*flags, "--bit", "4"]).run.bit == 4
 
 
+def test_a_start_of_a_training_says_its_architecture_but_not_the_bits():
+    flags = ["--init", str(ROOT / "result" / "published" / "resnet20_3bit.pth.tar")]
+    assert [(run.arch, run.bit) for run in (main.parse(flags).run, main.parse([*flags, "--bit", "2"]).run)] == [
+        ("resnet20", 32), ("resnet20", 2)]
+
+
+def test_a_tuning_goes_on_online_though_it_began_with_a_cache():
+    before = plain(snn_ft.parse(["--bit", "3"]))
+    assert before["cache"] is not None
+    assert snn_ft.parse(["--online"], before).tuning.online
+    with pytest.raises(UserError, match="--cache 2"):
+        snn_ft.parse(["--online", "--cache", "2"], before)
+
+
 def earlier(contents: dict) -> dict:
     """Return a checkpoint as earlier versions wrote it: with all arguments, some under other names."""
     args = {**contents["args"], "unsigned": False, "limit": None, "cifar_type": 10, "local_rank": None, "timeout": 600,
@@ -91,7 +105,7 @@ def test_settings_do_not_change():
 
 
 @pytest.mark.parametrize(("script", "argv"), [
-    (main, "--bit 4 --lr 0.3 --accum 2 -ct 100 --init a.pth.tar --weight-bit 32 --compile --amp"),
+    (main, "--arch alex --bit 4 --lr 0.3 --accum 2 -ct 100 --init a.pth.tar --weight-bit 32 --compile --amp"),
     (main, "--dataset cifar10 -t --data elsewhere"),
     (snn_ft, "--bit 3 --method global --teacher -u --delay 1 --start 0 --steps 5"),
     (snn_ft, "--bit 3 --cache 2 --force -n 4 --calib 64 -a vgg11"),

@@ -33,8 +33,8 @@ def new_parser(description: str | None, datasets: list[str], batch_size: int = 1
                              f"nn.Module (default: that of the checkpoint, else {defaults})")
     add("--bit", type=bits, help="bits of activations and weights: 2 to 8; 32 is float (default: those of the checkpoint "
                                  "that is evaluated or converted, else 32)")
-    for name, what in (("--mean", "mean"), ("--std", "standard deviation")):
-        add(name, type=number(float, 0, 1, what), nargs=3, metavar=("R", "G", "B"),
+    for name, what, low in (("--mean", "mean", 0), ("--std", "standard deviation", 1e-3)):
+        add(name, type=number(float, low, 1, what), nargs=3, metavar=("R", "G", "B"),
             help=f"{what} with which pixels are normalised, on the scale 0 to 1; saved with the network (default: as the network "
                  "was trained, or the data set's)")
     add("--result", type=Path, default=Path("result"), metavar="DIR", help="parent of the run directories (default: result)")
@@ -137,7 +137,8 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
         help="learn the probabilities of this network, of any architecture, instead of the labels")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
     add("--weight-bit", type=bits, help="bits of the hidden weights, instead of the recipe's")
-    add("--compile", action="store_true", help="compile the training step: faster, after a minute; on a GPU a CUDA graph")
+    add("--compile", action="store_true",
+        help="compile the training step: faster, after a minute; on one GPU, without --accum, a CUDA graph")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     add("-e", "--evaluate", action="store_true", help="evaluate --init (default: the run's best checkpoint) and stop")
     add_export_flag(parser)
@@ -155,7 +156,7 @@ def add_recipe_flag(parser: Parser) -> None:
     fast = "; ".join(f"{'float' if bit == FLOAT else f'{bit} bits'} {' '.join(words(flags))}" for bit, flags in FAST.items())
     parser.add_argument("--recipe", choices=("published", "fast"), default="published",
                         help="published: the defaults of the flags; fast: fewer epochs ("
-                             f"{fast}; at 4 and 3 bits with the float network as --teacher); a flag of its own wins "
+                             f"{fast}; at 4 and 3 bits add the float network as --teacher); a flag of its own wins "
                              "(default: published)")
 
 

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from models import reason_of
+
 from .config import RunSettings
 from .distributed.elastic import ErrorFile
 from .distributed.processes import TIMEOUT, Place, group
@@ -114,6 +116,8 @@ def mistake(error: BaseException) -> str | None:
     """Return the line for an error that a user can mend; None for another."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}; choose another path or change its permissions"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{reason_of(error)}; lower --batch-size"
     return None

@@ -31,6 +31,14 @@ def recipe_flags(recipe: str, bit: int) -> dict[str, str]:
     return {} if recipe == "published" else FAST[max(known for known in FAST if known <= bit)]
 
 
+def with_recipe(recipe: str, bit: int, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings `before`, of a run that goes on or of none, with those of a recipe if the run had another one."""
+    if recipe == before.get("recipe", "published"):
+        return dict(before)
+    named = {name for flags in FAST.values() for name in flags}
+    return {name: value for name, value in before.items() if name not in named} | recipe_flags(recipe, bit)
+
+
 def words(flags: Mapping[str, str]) -> tuple[str, ...]:
     """Return flags by name as the words of a command line."""
     return tuple(word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value))
@@ -77,8 +85,9 @@ class TrainSettings:
             raise UserError(f"--label-smoothing {flags['label_smoothing']:g}: with a --teacher no labels are learned; leave it out")
         if flags["nesterov"] and not flags["momentum"]:
             raise UserError("--nesterov: needs a --momentum above 0")
-        if flags["warmup"] >= epochs and flags["warmup"]:
-            raise UserError(f"--warmup {flags['warmup']:g}: nothing is left of --epochs {epochs} after it")
+        warmup = 0.0 if run.test else flags["warmup"]
+        if warmup >= epochs:
+            raise UserError(f"--warmup {warmup:g}: nothing is left of --epochs {epochs} after it")
         start = "--pretrained" * flags["pretrained"] or "--scratch" * flags.get("scratch", False)
         if start and (run.init or run.resume is not None or (flags["pretrained"] and flags["scratch"])):
             raise UserError(f"{start}, --init and --resume exclude each other, as --pretrained and --scratch do: choose where "
@@ -86,7 +95,7 @@ class TrainSettings:
         if start and run.evaluate:
             raise UserError("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
         elsewhere = run.bit == FLOAT_BITS or flags.get("scratch", True) or run.init or run.resume is not None
-        return picked(cls, flags, epochs=epochs, pretrained=flags["pretrained"] or not elsewhere)
+        return picked(cls, flags, epochs=epochs, warmup=warmup, pretrained=flags["pretrained"] or not elsewhere)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The network: any module as a graph of units. One class serves float, quantized and spiking networks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .copies import sharing_copy, tree
-from .over_time import mean_over_time
 from .regions import INPUT, Graph, Part, live
 from .trace import trace
 
@@ -60,6 +59,11 @@ class Facts:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     trainable_start: bool = False
+
+
+def joined(join: Callable[[tuple[Tensor, ...]], Tensor], outputs: Sequence[Any]) -> Any:
+    """Return the outputs of several runs as one: their tensors joined, anything else that of the first run."""
+    return tree_map(lambda *found: join(found) if isinstance(found[0], Tensor) else found[0], *outputs)
 
 
 def _fact(name: str) -> property:
@@ -165,19 +169,14 @@ class Network(nn.Module):
     def readouts(self, images: Tensor) -> Any:
         """Map images [B, 3, H, W] to the outputs [T, B, ...] after the first T' = 1..T steps of output."""
         *_, (_, values) = self.walk(images)
-        return self.early(lambda steps: {name: self.mean(name, value, steps) for name, value in values.items()})
-
-    def early(self, means: Any) -> Any:
-        """Return the outputs [T, B, ...] for `means(T')`, the means over T' = 1..T steps of the values before the readout."""
-        found = [self.run(self.graph.readout, means(steps), 1)[0] for steps in range(1, self.time_steps + 1)]
-        return tree_map(lambda *outputs: torch.stack(outputs), *found)
+        means = [{name: self.mean(name, value, steps) for name, value in values.items()} for steps in range(1, self.time_steps + 1)]
+        return joined(torch.stack, [self.run(self.graph.readout, values, 1)[0] for values in means])
 
     def mean(self, name: str, value: Any, steps: int | None = None) -> Any:
         """Return the mean of a value over the first steps, by default all; a value without time as it is."""
         if self.time_steps == 1 or not self.graph.flow.folded(self.graph.values[name]):
             return value
-        train = value.unflatten(0, (self.time_steps, -1))
-        return mean_over_time(value, self.time_steps) if steps is None else train[:steps].mean(0)
+        return value.unflatten(0, (self.time_steps, -1))[:steps].mean(0)
 
     def excerpt(self, unit: Part) -> nn.Module:
         """Return the layers, the activation and the tensors of a unit (not copies) at their paths."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import models
-from models import Network
+from models import Network, reason_of
 from quant import FLOAT_BITS, check_values, quantize_
 from snn_layers import adopt_steps_
 
@@ -111,11 +111,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-
-
 def _verify(path: Path) -> None:
     """Compare a zip file's members with their checksums, which torch.load does not check; raise ValueError."""
     if zipfile.is_zipfile(path):
@@ -136,10 +131,12 @@ def tunings(path: Path) -> tuple[list[dict[str, Any]], Path]:
     """Return the contents of a tuned checkpoint and of those that it was tuned from, in order, and the path where they started.
 
     A tuning started from the file of --init, or else from the run beside it; a moved file X_ft.pth.tar from X.pth.tar beside
-    it.
+    it. A file that names itself, or one made from it, as its start is taken for the start.
     """
     found: list[dict[str, Any]] = []
-    while path.is_file() and "finetune" in (contents := read_checkpoint(path)):
+    seen: set[Path] = set()
+    while path.is_file() and path not in seen and "finetune" in (contents := read_checkpoint(path)):
+        seen.add(path)
         found.insert(0, contents)
         start = recorded(contents).get("init")
         if path.name != BEST and not (start and Path(start).is_file()):

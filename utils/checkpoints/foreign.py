@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Facts, Network
+from models import Facts, Network, reason_of
 from models.registry import TORCHVISION
 from quant import FLOAT_BITS, quantize_
 
@@ -101,7 +101,6 @@ def download(arch: str) -> dict[str, Any]:
         return dict(weights.DEFAULT.get_state_dict(check_hash=True, weights_only=True, map_location="cpu"))
     except Exception as error:  # OSError, HTTPException, RuntimeError of a wrong hash; torch.load raises anything
         file = weights.DEFAULT.url.rsplit("/", 1)[-1]
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"TorchVision's {arch} cannot be downloaded to {torch.hub.get_dir()}/checkpoints, or is damaged there "
-                        f"({reason}): --init FILE starts from a copy of {file} or another network, --scratch from random weights"
-                        ) from error
+                        f"({reason_of(error)}): --init FILE starts from a copy of {file} or another network, --scratch from "
+                        "random weights") from error

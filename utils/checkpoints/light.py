@@ -14,7 +14,7 @@ from ..files import sha256
 from .checkpoint import read_checkpoint, save_checkpoint
 
 ORIGIN = "sha256"
-OF_A_RUN = ("optimizer", "rng", "progress")
+OF_A_RUN = ("optimizer", "rng", "progress", "trained")
 
 
 def origin(path: Path) -> str:
@@ -31,7 +31,7 @@ def _origin(path: Path, found: str) -> str:
 
 
 def lighten(path: Path) -> None:
-    """Rewrite a checkpoint without its optimizer and random generators."""
+    """Rewrite a checkpoint without what only a resumed run needs: optimizer, random generators, weights beside their average."""
     contents = read_checkpoint(path)
     if any(contents.get(name) is not None for name in OF_A_RUN):
         kept = {name: value for name, value in contents.items() if name not in OF_A_RUN}

@@ -52,9 +52,20 @@ def launchers_of(path: Path) -> list[str | None]:
         return []
 
 
-def path_of(run: RunSettings, suffix: str) -> Path:
+def path_of(run: RunSettings, suffix: str = "") -> Path:
     """Return a run's directory."""
     return run.result / run_name(run.arch, run.bit, suffix)
+
+
+def refuse_occupied(path: Path, run: RunSettings) -> None:
+    """Raise UserError if a directory holds a network or a run, unless the flags say --overwrite."""
+    if run.overwrite:
+        return
+    if (path / LAST).exists():
+        raise UserError(f"{path} holds a run already: --resume goes on with it, --overwrite deletes it, --result DIR puts this one "
+                        "elsewhere")
+    if (path / BEST).exists():
+        raise UserError(f"{path / BEST} is there already: --overwrite replaces it, --result DIR puts this one elsewhere")
 
 
 class RunDirectory:
@@ -71,8 +82,8 @@ class RunDirectory:
         file, contents: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
 
     Raises:
-        UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with, or
-            the processes do not see the same directory.
+        UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with,
+            a new run would delete the file that it starts from, or the processes do not see the same directory.
     """
 
     def __init__(self, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]):
@@ -91,9 +102,11 @@ class RunDirectory:
                 raise UserError(f"--resume {self.file}: this is no checkpoint of the run in {self.path}; a new run starts from it "
                                 f"with --init {self.file}")
             check(self.contents, self.file)
-        elif last.exists() and not run.overwrite:
-            raise UserError(f"{self.path} holds a run already: --resume goes on with it, --overwrite deletes it, "
-                            "--result DIR puts this one elsewhere")
+        elif run.init and run.init.name in FILES and run.init.parent.resolve() == self.path.resolve():
+            raise UserError(f"--init {run.init}: the run would delete this file in its own directory; --result DIR puts the run "
+                            "elsewhere")
+        else:
+            refuse_occupied(self.path, run)
 
     @classmethod
     @contextmanager

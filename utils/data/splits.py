@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 import models
-from models import Network
+from models import Network, reason_of
 
 from ..config import DataSettings
 from ..distributed.processes import Place
@@ -101,8 +101,7 @@ class Data:
             with torch.no_grad():
                 logits = network.eval()(torch.zeros(2, 3, side, side))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0][:150]
-            raise UserError(f"--arch {network.arch}: fails on images [2, 3, {side}, {side}] ({reason})") from error
+            raise UserError(f"--arch {network.arch}: fails on images [2, 3, {side}, {side}] ({reason_of(error)})") from error
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if shape != [2, self.classes]:
             raise UserError(f"--arch {network.arch}: outputs {shape} for 2 images, not [2, {self.classes}]: it should return "

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models import reason_of
+
 from ..errors import LostError, UserError
 
 TIMEOUT = 600  # seconds after which a process that waits for the others gives up
@@ -110,9 +112,8 @@ def group(place: Place, device: torch.device, timeout: float = TIMEOUT) -> Itera
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
-        reason = str(error).strip().splitlines()[0]
-        lost = LostError(f"process {place.rank} lost the others ({reason}): one of them failed, see its error, or was silent for "
-                         f"more than the {timeout:g} seconds of --timeout")
+        lost = LostError(f"process {place.rank} lost the others ({reason_of(error)}): one of them failed, see its error, or was "
+                         f"silent for more than the {timeout:g} seconds of --timeout")
         lost.patience = min(timeout, lost.patience)
         raise lost from error
     dist.destroy_process_group()  # not after an error, where the others may wait for ever: then the process just ends

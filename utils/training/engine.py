@@ -41,7 +41,7 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
     def rate(part: float) -> float:
         done = epoch + part
         if done < warmup:
-            return lr * done / warmup + lr / (100 * warmup)  # a rate of 0 would waste a batch
+            return lr * min(1.0, (done + 0.01) / warmup)  # a rate of 0 would waste a batch
         skipped = warmup if schedule == "cosine" else 0.0
         return lr * learning_rate(schedule, (done - skipped) / (epochs - skipped), milestones)
 
@@ -59,7 +59,7 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nes
     for name, parameter in network.named_parameters():
         kind = name[name.rfind("."):]
         own = rates.get(kind)
-        groups.setdefault("weights" if kind not in rates else own / lr if own and lr else 1.0, []).append(parameter)
+        groups.setdefault("weights" if kind not in rates else 1.0 if own is None or not lr else own / lr, []).append(parameter)
     made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else
             {"params": parameters, "weight_decay": CLIP_DECAY, "factor": factor}
             for factor, parameters in groups.items() if parameters]
@@ -97,7 +97,9 @@ def train_epoch(step: Step, batches: Iterable[tuple[Tensor, Tensor]], rate: Call
         now = rate(number / len(batches))
         try:
             step(images, labels, now, group, ends)
-        except ValueError as error:  # BN has a single image
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # BN has a single image
+                raise
             raise UserError(f"{error} (batch {number} of {name}): raise --batch-size") from error
         seen += len(labels)
         if (number + 1) % print_freq == 0:

@@ -23,7 +23,7 @@ class Note:
 
     Attributes:
         unsound: 1 from the first unsound batch of any process on, else 0.
-        images: of that batch; its first rows if it is a smaller one.
+        images: of that batch, at most as many as the first one had.
     """
 
     def __init__(self, device: torch.device):
@@ -34,10 +34,11 @@ class Note:
     @torch.no_grad()
     def take(self, images: Tensor, loss: Tensor, is_sound: Tensor) -> None:
         """Note a batch."""
-        if self.images is None or len(images) > len(self.images):
+        if self.images is None:  # once for all, since a captured step writes to this address
             self.images = torch.zeros_like(images)
-        kept, fresh = self.images[: len(images)], self.own == 0  # once unsound, everything stays as it is
-        kept.copy_(torch.where(fresh, images, kept))
+        rows = min(len(images), len(self.images))
+        kept, fresh = self.images[:rows], self.own == 0  # once unsound, everything stays as it is
+        kept.copy_(torch.where(fresh, images[:rows], kept))
         self.loss.copy_(torch.where(fresh, loss, self.loss))
         sound_so_far = is_sound & fresh
         self.own.copy_(~sound_so_far)

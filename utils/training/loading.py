@@ -12,21 +12,12 @@ from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
 from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, deploy, norm_steps, to_spiking
 from snn_layers.deployment.units import share_current_
 
-from ..checkpoints.checkpoint import (
-    BEST,
-    load_network,
-    network_state,
-    read_checkpoint,
-    refuse_unnamed,
-    restore_network,
-    run_name,
-    save_checkpoint,
-    untuned,
-)
+from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
+from ..checkpoints.rundir import RunDirectory, path_of, plain
 from ..config import RunSettings
 from ..data.batches import Batches
 from ..data.splits import Data
-from ..distributed.processes import Place, agree_
+from ..distributed.processes import agree_
 from ..errors import UserError
 from ..settings import Settings, SpikeSettings
 
@@ -36,51 +27,57 @@ NOTICED = 3.0  # seconds of compiling after which a line says so
 
 def init_path(run: RunSettings) -> Path:
     """Return --init, or the best checkpoint of the run with --arch and --bit."""
-    return run.init or run.result / run_name(run.arch, run.bit) / BEST
+    return run.init or path_of(run) / BEST
+
+
+def usable(contents: dict[str, Any], file: Path, arch: str | None, bit: int | None, data: Data) -> Network:
+    """Return the network of a checkpoint, to be used as it is.
+
+    Raises:
+        UserError: another network, a start for training only, or other classes.
+    """
+    network = restore_network(contents, file, arch, bit, data.settings.dataset)
+    if network.trainable_start:
+        raise UserError(f"checkpoint {file} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
+                        f"main.py --init {file} trains it first")
+    return data.check(network, file)
 
 
 def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
-    """Load the network to evaluate or convert, and the contents of its checkpoint; see `init_path`.
-
-    Raises:
-        UserError: no such file, a start for training only, or other classes.
-    """
+    """Load the network to evaluate or convert, and the contents of its checkpoint; see `init_path` and `usable`."""
     path = init_path(run)
     contents = read_checkpoint(path)
-    network = restore_network(contents, path, run.arch, run.bit, data.settings.dataset)
-    if network.trainable_start:
-        raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
-                        f"main.py --init {path} trains it first")
-    return data.check(network, path), contents
+    return usable(contents, path, run.arch, run.bit, data), contents
 
 
 def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
     """Load the network whose probabilities are learned, placed and in eval mode; a published file is a float one of --arch.
 
     Raises:
-        UserError: it cannot be loaded, is a start for training only, or has other classes.
+        UserError: it cannot be loaded, is a start for training only, or has other classes or another normalisation of pixels.
     """
-    contents = read_checkpoint(file)
+    contents, normalisation = read_checkpoint(file), data.normalisation()
     ours = "format" in contents
     other = ours and not models.same(run.arch, str(contents.get("arch")))  # one from a user's file has to be that of --arch
-    teacher = restore_network(contents, file, None if other else run.arch, None if ours else FLOAT_BITS, data.settings.dataset)
-    if teacher.trainable_start:
-        raise UserError(f"--teacher {file}: lacks thresholds or statistics of its own; train it first, or name a float network")
-    return data.placed(data.check(teacher, file)).eval().requires_grad_(False)
+    teacher = usable(contents, file, None if other else run.arch, None if ours else FLOAT_BITS, data)
+    known = teacher.facts.mean, teacher.facts.std
+    if known not in (normalisation, (None, None)):
+        raise UserError(f"--teacher {file}: was trained on pixels with --mean and --std {known}, not {normalisation}: pass "
+                        "its values, or choose another teacher")
+    return data.placed(teacher).eval().requires_grad_(False)
 
 
-def load_quantized(run: RunSettings, data: Data, learns: bool = False,
-                   fit: tuple[int, int | None] | None = None) -> tuple[Network, Network, dict[str, Any] | None]:
-    """Load the network to convert; return it, its ANN, and the summary of its tuning, if it is tuned.
+def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tuple[Network, Network, dict[str, Any] | None]:
+    """Load the network to convert, or make it with --fit; return it, its ANN, and the summary of its tuning, if it is tuned.
 
     Args:
         learns: the network learns from the ANN, so that the tuned weights cannot replace it.
-        fit: (number of images, weight bits): quantize a float network first, see `fitted`.
     """
+    run = settings.run
     if run.bit == FLOAT_BITS:
         raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
-    if fit is not None:
-        network = fitted(run, data, *fit)
+    if settings.spiking.fit:
+        network = fitted(settings, data)
         return network, network, None
     network, contents = load_usable(run, data)
     network = data.placed(network)
@@ -89,42 +86,43 @@ def load_quantized(run: RunSettings, data: Data, learns: bool = False,
     return network, data.placed(original(run, data, learns) or network), contents["finetune"]
 
 
-def fitted(run: RunSettings, data: Data, count: int, weight_bit: int | None) -> Network:
-    """Quantize the float network of --init, fit it on `count` training images, save it as the best of --arch and --bit.
+def fitted(settings: Settings, data: Data) -> Network:
+    """Quantize the float network of --init, fit it on --fit training images, save it as a run of its own.
 
     Raises:
-        UserError: no --init, a network that is not float or has other classes, or a run that is there already.
+        UserError: no --init, a network that is not float, not usable, or has other classes, or a run that is there already.
     """
+    run, count = settings.run, settings.spiking.fit
     if run.init is None:
         raise UserError(f"--fit {count}: quantizes a float network; name its file with --init")
-    path = run.result / run_name(run.arch, run.bit) / BEST
-    if path.exists() and not run.overwrite:
-        raise UserError(f"{path} is there already: --overwrite replaces it, --result DIR puts this one elsewhere, and without "
-                        "--fit it is converted")
-    began = time.monotonic()
-    contents = read_checkpoint(run.init)
-    network = restore_network(contents, run.init, run.arch, FLOAT_BITS, data.settings.dataset)
-    images = data.batches(train=True).first(count)
-    targets = outputs(data.placed(data.check(network, run.init)), images)
-    network = learn_(fit_(data.placed(quantize_(network, run.bit, weight_bit)), images), images, targets)
-    agree_(network)
-    if Place.of_environment(run.local_rank).first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        origin = {"args": {"init": str(run.init), "fit": count}, "history": []}
-        save_checkpoint(path, network_state(data.described(network)) | origin)
-    print(f"quantized to {run.bit} bits and fitted on {count} training images in {time.monotonic() - began:.1f} s: {path}")
+    with RunDirectory.opened(run, settings.suffix, lambda *_: None) as directory:  # restarted by torchrun it fits again
+        began = time.monotonic()
+        network = usable(read_checkpoint(run.init), run.init, run.arch, FLOAT_BITS, data)
+        images = data.batches(train=True).first(count)
+        targets = outputs(data.placed(network), images)
+        network = learn_(fit_(data.placed(quantize_(network, run.bit, settings.spiking.weight_bit)), images), images, targets)
+        agree_(network)
+        directory.begin(settings, [])
+        directory.save(network_state(data.described(network)) | {"args": plain(settings)}, [], is_best=True)
+    print(f"quantized to {run.bit} bits and fitted on {count} training images in {time.monotonic() - began:.1f} s: "
+          f"{directory.path / BEST}")
     return network.eval()
 
 
-def completed(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return flags whose missing architecture and bits come from --init, if that is a checkpoint of ours; see `refuse_unnamed`."""
+def completed(flags: dict[str, Any], as_it_is: bool = True) -> dict[str, Any]:
+    """Return flags whose missing architecture comes from --init, if that is a checkpoint of ours; see `refuse_unnamed`.
+
+    Args:
+        as_it_is: the network keeps its bits, so that missing ones come from the file too.
+    """
     file = flags.get("init")
-    if file is None or (flags["arch"] and flags["bit"]):
+    wanted = [name for name in ("arch", "bit")[:1 + as_it_is] if flags[name] is None]
+    if file is None or not wanted:
         return flags
     ours = read_checkpoint(file)
-    known = {name: ours[name] for name in ("arch", "bit") if "format" in ours and isinstance(ours.get(name), str | int)}
+    known = {name: ours[name] for name in wanted if "format" in ours and isinstance(ours.get(name), str | int)}
     refuse_unnamed(file, ours, flags["arch"])
-    return flags | {name: value for name, value in known.items() if flags[name] is None}
+    return flags | known
 
 
 def original(run: RunSettings, data: Data, needed: bool) -> Network | None:

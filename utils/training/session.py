@@ -34,7 +34,7 @@ class Session:
         self.settings, self.run, before, how = settings, run, run.contents, settings.tuning
         if before:
             check_same_neurons(settings, before, run.path)
-        start, self.ann, _ = loading.load_quantized(settings.run, data, learns=True)
+        start, self.ann, _ = loading.load_quantized(settings, data, learns=True)
         if how.method != "through-time" and norm_steps(start) is not None:
             raise UserError(f"--init {loading.init_path(settings.run)}: the network has BN of each time step; only --method "
                             "through-time can go on with it")

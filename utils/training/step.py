@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import reason_of
 from quant import Compiled, clips, fault
 
 from ..errors import LostError, UserError
@@ -154,7 +155,7 @@ class Step:
             self.captures = False
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"].item()
-            warnings.warn(f"the step is not captured as a CUDA graph: {str(error).strip().splitlines()[0]}", stacklevel=2)
+            warnings.warn(f"the step is not captured as a CUDA graph: {reason_of(error)}", stacklevel=2)
 
 
 class Captured:

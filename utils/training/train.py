@@ -14,7 +14,7 @@ from models import Network
 from quant import fit_, quantize_, requantize_
 
 from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_network
-from ..checkpoints.foreign import download
+from ..checkpoints.foreign import download, state_of
 from ..checkpoints.importer import reset_head_
 from ..checkpoints.leaving import check_export, export
 from ..checkpoints.resume import check_same_run, next_epoch, restore_state, restore_trained_
@@ -70,7 +70,7 @@ def built(arch: str, dataset: str, data: Data) -> Network:
 
 def published_bit(contents: dict[str, Any], source: object, bit: int) -> int | None:
     """Return `bit` if `contents` are a published quantized network, which does not say its own bits; else None."""
-    state = contents.get("state_dict", contents)
+    state = state_of(contents)
     known = isinstance(state, dict) and any(str(key).endswith("act_alpha") for key in state)
     if "format" in contents or not known:
         return None
@@ -117,11 +117,11 @@ class Trainer:
             restore_trained_(self.network, before, run.file)
         self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd, nesterov=how.nesterov, threshold_lr=how.threshold_lr,
                              clip_lr=how.clip_lr)
+        teacher = loading.load_teacher(how.teacher, settings.run, data) if how.teacher else None  # it draws random weights first
         if before:
             restore_state(before, self.optimizer, run.file)
         self.history: list[dict[str, Any]] = list(before.get("history", []))
         self.epochs = range(next_epoch(before) if before else how.start_epoch or 0, how.epochs)
-        teacher = loading.load_teacher(how.teacher, settings.run, data) if how.teacher else None
         self.step = Step(processes.parallel(self.network), self.optimizer, settings.run.amp, teacher, how.label_smoothing,
                          self.average, how.ema, how.compile)
 
