@@ -14,6 +14,7 @@ IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of th
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
 TIME_EPOCHS = {"unsigned": {4: 2, 3: 4, 2: 10}, "signed": {4: 1, 3: 2, 2: 4}}  # through time, by bits: their time grows with T
+TIME_RATE = {"unsigned": (), "signed": ("--lr", "2e-3")}  # signed neurons start near their ANN, and lose it at a larger rate
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
 QUANTIZED, COMPILED = 1.5, 1.2  # cost of a quantized training step, and of one with --compile, in float steps
@@ -147,8 +148,7 @@ class Networks:
         """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
         train, test = IMAGES[self.dataset]
         flags = (*self.training_flags(bit), "--seed", str(seed), *self.schedule.batch, *self.extra_of(bit), *flags)
-        epochs = int(flags[flags.index("--epochs") + 1])
-        script = "main" if self.dataset == "cifar10" else "dali_main"
+        epochs, script = int(flags[flags.index("--epochs") + 1]), "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
         passes = epochs * (test + ("--teacher" in flags) * train)
         return self.stage(f"{kind}seed{seed}", script, bit, flags, start, epochs * train * factor, passes)
@@ -191,8 +191,8 @@ class Source:
 
     def evaluated(self, kind: str, *flags: str, delay: int = 0) -> Stage:
         """Return a run of snn.py on the test set."""
-        test = IMAGES[self.networks.dataset][1]
-        return self.stage("snn", kind, test * (1 + self.spiking_pass + delay * STEP), ("-e", *flags))
+        passes = IMAGES[self.networks.dataset][1] * (1 + self.spiking_pass + delay * STEP)
+        return self.stage("snn", kind, passes, ("-e", *flags))
 
     def delayed(self, delay: int) -> Stage:
         """Return a run of snn.py whose neurons wait `delay` steps."""
@@ -216,5 +216,5 @@ class Source:
         train, test = IMAGES[self.networks.dataset]
         epochs, extra = TIME_EPOCHS[self.neuron][self.bit], self.networks.extra
         trained = epochs * train * time_steps(self.bit) * (COMPILED if "--compile" in extra else QUANTIZED)
-        flags = ("--method", "through-time", "--epochs", str(epochs), *flags, *extra)
+        flags = ("--method", "through-time", "--epochs", str(epochs), *TIME_RATE[self.neuron], *flags, *extra)
         return self.stage("snn_ft", with_flags(kind, extra), (epochs + 2) * test * self.spiking_pass, flags, trained)
