@@ -7,7 +7,7 @@ from quant import FLOAT_BITS, check_values, time_steps
 
 from .functional import HALF
 from .neuron import NEURONS, IFNeuron, Neuron, levels
-from .step_norm import StepNorm, norm_steps
+from .step_norm import StepNorm, norm_steps, refuse_steps
 
 
 def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0, steps: int | None = None,
@@ -59,9 +59,11 @@ def to_levels(network: Network) -> Network:
     """Return a quantized network as one whose neurons run a single step, in which they fire 0 to T spikes at θ/T.
 
     Raises:
-        ValueError: a float or spiking network, impossible thresholds, variances or weights (names the layer).
+        ValueError: a float or spiking network, one with BN of each time step, impossible thresholds, variances or weights (names
+            the layer).
     """
     refuse_others(network)
+    refuse_steps(network)
     check_values(network)
     one = network.copy(buffers=True, neuron="levels", delay=0, time_steps=1, start=HALF)
     for unit in one.graph.units:

@@ -79,9 +79,10 @@ def norm_steps(network: nn.Module) -> int | None:
 
 
 def refuse_steps(network: nn.Module) -> None:
-    """Raise ValueError if time steps have BN of their own, since learning from mean rates knows one step only."""
+    """Raise ValueError if time steps have BN of their own, where a single step, or mean rates, stand for all."""
     if (steps := norm_steps(network)) is not None:
-        raise ValueError(f"the network has BN of each of its {steps} time steps: only tuning through time can go on with it")
+        raise ValueError(f"the network has BN of each of its {steps} time steps: convert it with to_spiking; only tuning through "
+                         "time can go on with it")
 
 
 def give_steps_(network: nn.Module, steps: Mapping[nn.Module, int]) -> None:

@@ -43,12 +43,11 @@ def objection(node: fx.Node, root: nn.Module, spikes: Callable[[fx.Node], bool])
     if module is not None:
         return _layer_objection(module, node, spikes)
     if node.op == "call_method" or node.op == "call_function":
-        plain = name.strip("_").removeprefix("r") if name.startswith("__") else name
         inputs = [source for source in every_argument(node) if spikes(source)]
-        if plain in PRODUCTS:
-            return _product_objection(node, plain, inputs)
-        if plain in FUNCTIONS:
-            return _axis_objection(node, plain)
+        if name in PRODUCTS:
+            return _product_objection(node, name, inputs)
+        if name in FUNCTIONS:
+            return _axis_objection(node, name)
     what = "a sigmoid or softmax gate" if name in ("sigmoid", "softmax", "hardsigmoid") else f"{name}"
     return f"{what} is not affine in spikes: leave it out, replace it by a ReLU, or put it after the last one"
 
@@ -93,6 +92,8 @@ def _product_objection(node: fx.Node, name: str, spiking: list[fx.Node]) -> str 
                 "or multiply by a constant")
     if name in ("truediv", "div", "divide") and spiking and node.args[0] not in spiking:
         return f"{name} divides by an activation: multiply by a constant instead"
+    if node.kwargs.get("rounding_mode"):
+        return f"{name} rounds: leave rounding_mode out"
     if name == "batch_norm" and argument(node, 5, "training", False) is not False:
         return "batch_norm normalises by what it reads: pass training=self.training"
     return None
@@ -117,6 +118,7 @@ def _axis_objection(node: fx.Node, name: str) -> str | None:
         axes = None if from_list or first == slice(None) or first is Ellipsis else 0
     elif name in AXES:
         axes = argument(node, *AXES[name])
+        axes = 0 if axes is None else axes  # None stands for all
     among = axes if isinstance(axes, tuple | list) else (axes,)
     return f"{name} works along axis 0, which holds batch and time: keep that axis as it is" if 0 in among else None
 

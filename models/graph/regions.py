@@ -29,7 +29,6 @@ class Part:
         inputs: names of the values that it reads: the images, outputs of units, values that earlier parts share.
         shared: names of the intermediate values that later parts read too.
         dead: names of the values that no later part reads.
-        sources: names of the units whose spikes reach it.
         encodes: its current is static, and so constant over time.
         waiting: how many neurons on the longest path to this one wait where there is a delay.
         nodes: its calls, in order; `result` is the node of its current, or of the output.
@@ -42,7 +41,6 @@ class Part:
     inputs: tuple[str, ...]
     shared: tuple[str, ...]
     dead: tuple[str, ...]
-    sources: tuple[str, ...]
     encodes: bool
     waiting: int
     nodes: tuple[fx.Node, ...]
@@ -59,7 +57,7 @@ class Graph:
     """The parts of a network in the order in which they run, the readout last. It holds no tensors, so that copies share it.
 
     Attributes:
-        regions: {path of a layer with weights: "static", "spiking" or "readout"}; a layer called in several is spiking.
+        regions: {path of a layer with weights: "static", "spiking" or "readout"}; of several calls a spiking one counts.
         norms: {path of a batch normalisation: path of the layer whose output it reads}; only where it reads one.
         activations: {name of a unit: path of its activation}.
     """
@@ -119,12 +117,12 @@ class _Builder:
             result = flow.output if act is None else act.args[0]
             self.values |= {self._name(node): node for node in [*readers[index], *shared, *([act] if act else [])]}
             writer = Writer(flow, list(readers[index]))
-            function = writer.function(result, shared, act is not None and not encodes)
+            function = writer.function(nodes, result, shared, act is not None and not encodes)
             constants = tuple(node for node, _ in writer.known if node in flow.constant)
             parts.append(Part(
                 self.names[act] if act else "readout", act.target if act else None, tuple(map(self._name, readers[index])),
                 tuple(map(self._name, shared)), tuple(self._name(node) for node, end in last.items() if end == index),
-                tuple(self.names[source] for source in sources), encodes, self.waiting.get(act, waits), tuple(nodes), result,
+                encodes, self.waiting.get(act, waits), tuple(nodes), result,
                 constants, function))
         return tuple(parts)
 

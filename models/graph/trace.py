@@ -6,12 +6,16 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..errors import reason_of
 from .copies import drop_unused_, register_constants_, sharing_copy
 
 ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # the activations in a finished trace; ReLU6 is a Hardtanh
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+INPUTS = ("input", "tensors", "tensor")  # names of the first argument of a call
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -49,12 +53,12 @@ def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     missing = [p.name for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing:
         raise ValueError(f"{type(module).__name__} takes {', '.join(missing)} beside its images: give them defaults")
-    defaults = {p.name: p.default for p in others if p.default is not p.empty}
     try:
-        graph = _Tracer().trace(copy, defaults)
+        graph = _Tracer().trace(copy, {p.name: p.default for p in others if p.default is not p.empty})
     except Exception as error:  # the user's code runs here
         raise ValueError(f"{type(module).__name__} cannot be traced ({_reason(error)}): take control flow that depends on values "
-                         "out of forward, or put it into a module with the attribute leaf = True") from error
+                         "out of forward, or put it into a module with the attribute leaf = True; build a tensor with torch.cat or "
+                         "torch.where instead of assigning to part of it") from error
     for child_name, child in copy.named_modules():
         child.training = modes[child_name]
     _Rewriter(copy, graph).rewrite()
@@ -67,8 +71,7 @@ def _reason(error: Exception) -> str:
     """Return the line of the user's code at which a trace failed, and why."""
     frames = [frame for frame in inspect.getinnerframes(error.__traceback__) if "torch" not in frame.filename.split("/")[-4:]
               and "/torch/" not in frame.filename and frame.filename != __file__]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-    return place + (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+    return (f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else "") + reason_of(error)
 
 
 def call_name(node: fx.Node) -> str:
@@ -96,39 +99,38 @@ class _Rewriter:
 
     def rewrite(self) -> None:
         for node in list(self.graph.nodes):
-            if (node.op == "placeholder" and self.order[node]) or call_name(node) in ("_assert_is_none", "_assert"):
-                continue  # arguments that have their defaults
-            if call_name(node) in ("setitem", "__setitem__"):
-                raise ValueError(f"{node.name} assigns to part of a tensor: build it with torch.cat or torch.where instead")
+            if not node.args and (named := next((name for name in INPUTS if name in node.kwargs), None)):
+                node.args, node.kwargs = (node.kwargs[named],), {key: node.kwargs[key] for key in node.kwargs if key != named}
             self._functional(node)
         for node in list(self.graph.nodes):
             if isinstance(called(node, self.root), POOLS):
                 self._before(node)
+        for module in (module for module in self.root.modules() if hasattr(module, "inplace")):
+            module.inplace = False
 
     def _functional(self, node: fx.Node) -> None:
         """Replace a functional call by that of a module where it needs one, and an in-place call by one that is not."""
         module, name = called(node, self.root), call_name(node)
         clip = self._clip(node, module)
-        in_place = (node.op == "call_method" and name.endswith("_") and not name.endswith("__")) or bool(
+        in_place = (module is None and name.endswith("_") and not name.endswith("__")) or bool(
             getattr(module, "inplace", False) or node.kwargs.get("inplace"))
         if clip is not None:
             new = self._activation(node, module, clip)
         elif module is None and name in _POOL_MODULES:
             new = self._call(node, _POOL_MODULES[name](**self._pool_arguments(node, name)), self._name(node, "pool"))
         elif node.op == "call_function" and (given := _given(node)).get("training") is False:
-            kwargs = {key: value for key, value in given.items() if key not in ("training", "inplace", "input")}
+            kwargs = {key: value for key, value in list(given.items())[1:] if key not in ("training", "inplace")}
             new = self._call(node, FollowsMode(node.target), self._name(node, name), kwargs)
         else:
             new = node
-            if in_place and node.op == "call_method":
-                node.target = name.rstrip("_")
+            if in_place and module is None and name.endswith("_"):
+                plain = name.rstrip("_")
+                node.target = plain if node.op == "call_method" else getattr(torch, plain, None) or getattr(F, plain)
             elif in_place and module is None:
                 node.kwargs = {**node.kwargs, "inplace": False}
         if in_place:  # later readers of the argument see the result
             source = node.all_input_nodes[0]
             source.replace_all_uses_with(new, lambda user: self.order.get(user, -1) > self.order[node])
-            if hasattr(module, "inplace"):
-                module.inplace = False
         if new is not node:
             node.replace_all_uses_with(new)
             self.graph.erase_node(node)
@@ -142,9 +144,8 @@ class _Rewriter:
         name = call_name(node).rstrip("_")
         if node.op not in ("call_function", "call_method") or name not in _CLIPS:
             return None
-        low, high = _CLIPS[name]
-        low = argument(node, 1, *low) if isinstance(low, tuple) else low
-        high = argument(node, 2, *high) if isinstance(high, tuple) else high
+        low, high = (argument(node, place, *limit) if isinstance(limit, tuple) else limit
+                     for place, limit in enumerate(_CLIPS[name], start=1))
         return inf if low == 0 and high is None else self._number(high) if self._number(low) == 0 else None
 
     def _number(self, value: Any) -> float | None:
@@ -160,9 +161,8 @@ class _Rewriter:
         if module is None:
             return self._call(node, fresh, self._name(node, "activation"))
         self.calls[node.target] = self.calls.get(node.target, 0) + 1
-        if self.calls[node.target] == 1:
-            return node
-        return self._call(node, fresh, self._unused(f"{node.target}_{self.calls[node.target]}"))
+        count = self.calls[node.target]
+        return node if count == 1 else self._call(node, fresh, self._unused(f"{node.target}_{count}"))
 
     def _pool_arguments(self, node: fx.Node, name: str) -> dict[str, Any]:
         if name.startswith("adaptive"):

@@ -20,8 +20,11 @@ class Writer:
         self.steps = self.graph.placeholder("time_steps")
         self.known = {(node, self.flow.folded(node)): self.graph.placeholder(f"value_{index}") for index, node in enumerate(inputs)}
 
-    def function(self, end: fx.Node, shared: list[fx.Node], folded: bool) -> Callable[..., tuple]:
-        """Return (root, time_steps, *inputs) -> (end, *shared)."""
+    def function(self, nodes: list[fx.Node], end: fx.Node, shared: list[fx.Node], folded: bool) -> Callable[..., tuple]:
+        """Return (root, time_steps, *inputs) -> (end, *shared); `nodes` are those of the part, in order."""
+        for node in nodes:  # a chain of hundreds would be too deep for `emit` alone
+            if node not in self.flow.lists:
+                self.emit(node, self.flow.folded(node))
         result = self.emit(end, folded) if end.op != "output" else fx.map_arg(end.args[0], lambda node: self.emit(node, False))
         self.graph.output((result, *(self.emit(node, self.flow.folded(node)) for node in shared)))
         return compiled(self.graph)

@@ -1,24 +1,26 @@
 """Fast inference: `deploy` turns a spiking network into a faster one that fires the same spikes."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from models import INPUT, WEIGHTED, Network, Part, Values, live
-from quant import FLOAT_BITS, APoTWeight
+from models import INPUT, WEIGHTED, Network, Part, Values, joined, live
+from quant import FLOAT_BITS
 
 from ..convert import to_levels
 from .excerpt import Excerpt
-from .integer import LARGEST, FloatConv, IntegerConv
+from .integer import FloatConv, IntegerConv, fits_bytes
 from .normal_form import normal_form, sums
 from .summing_unit import SummingUnit
 from .terms import MOST
 from .units import Convolution, ExactUnit, PlainNeuron, SpikingUnit, fuses
 
 WORKING_SET = 30 * 2**20  # bytes of the first (widest) layer's currents and spikes that a CPU's caches hold
+SHAPES = {3: "[B, C, L]", 4: "[B, 3, H, W]", 5: "[B, C, D, H, W]"}  # of images, by their number of axes
 ALIVE = 4  # a network holds currents and spikes of at most so many layers of that width at once
 
 
@@ -40,7 +42,8 @@ class Deployed(nn.Module):
         for unit in snn.graph.units:
             self.update_(snn, unit)
         self.head = Excerpt(snn, snn.graph.readout, torch.float32)
-        layers = [snn.layer(path) for path in snn.graph.units[0].modules()]
+        layers = [snn.layer(node.target) for node in snn.graph.units[0].nodes
+                  if node.op == "call_module" and snn.graph.values[INPUT] in node.all_input_nodes]
         self.dimensions = next((layer.weight.dim() for layer in layers if isinstance(layer, WEIGHTED[:3])), None)  # of images
         self.requires_grad_(False).eval()
 
@@ -68,19 +71,19 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to logits [B, classes]; see `parts` for what it raises."""
         found = [self._read(self.means(self.advance({INPUT: part}))) for part in self.parts(images)]
-        return spoiled(tree_map(lambda *outputs: torch.cat(outputs), *found), images)
+        return spoiled(joined(torch.cat, found), images)
 
     @torch.inference_mode()
     def readouts(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] to the logits [T, B, classes] after the first T' = 1..T steps of output."""
         found = [self._early(self.advance({INPUT: part})) for part in self.parts(images)]
-        return spoiled(tree_map(lambda *outputs: torch.cat(outputs, 1), *found), images)
+        return spoiled(joined(partial(torch.cat, dim=1), found), images)
 
     def _early(self, values: Values) -> Tensor:
         rates = {name: self.neuron(name).rates(value) for name, value in values.items() if name in self.index}
         found = [self._read({name: rates[name][steps - 1] if name in rates else self.mean(name, value, steps)
                              for name, value in values.items()}) for steps in range(1, self.time_steps + 1)]
-        return tree_map(lambda *outputs: torch.stack(outputs), *found)
+        return joined(torch.stack, found)
 
     @torch.no_grad()
     def firing_rates(self, images: Tensor) -> dict[str, Tensor]:
@@ -132,8 +135,9 @@ class Deployed(nn.Module):
             ValueError: the images are not floating-point numbers (normalise pixels first), or there is none.
         """
         if not images.is_floating_point() or len(images) == 0 or images.dim() != (self.dimensions or images.dim()):
-            raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers "
-                             "[B, 3, H, W] are needed")
+            shape = SHAPES.get(self.dimensions, "[B, ...]")
+            raise ValueError(f"images are {images.dtype} of shape {list(images.shape)}: normalised floating-point numbers {shape} "
+                             "are needed, of at least one image")
         chunk = self.chunk or self.fitting_chunk(images)
         return images.split(chunk) if len(images) > chunk else (images,)
 
@@ -201,20 +205,16 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
         compile: compile the neuron where there is no C++ of it, as on a GPU; uncompiled it is only slower.
 
     Raises:
-        ValueError: a float network, or, with `integer`, hidden weights that are not small integers.
+        ValueError: a float network; with `integer`, hidden weights that are not small integers, or levels that no byte holds.
     """
     if snn.neuron is None and snn.bit == FLOAT_BITS:
         raise ValueError("a float network has no spikes and no levels: deploy takes what to_spiking returns, or quantize_")
     if snn.neuron is None:
         snn = to_levels(snn)
+    few = all(neuron.kind.most < 2 * MOST for _, neuron in snn.units())
+    if integer and not few:
+        raise ValueError(f"integer=True: bytes do not hold the {2**snn.bit} levels of a {snn.bit}-bit network; leave it out")
     if integer is None:
-        few = all(neuron.kind.most < 2 * MOST for _, neuron in snn.units())
         integer = few and all(fits_bytes(snn.layer(path)) for path, region in snn.graph.regions.items() if region == "spiking")
     on_cpu = next(snn.parameters()).device.type == "cpu"
     return Deployed(snn, IntegerConv if integer and on_cpu else FloatConv, chunk, compile)
-
-
-def fits_bytes(layer: nn.Module) -> bool:
-    """Return whether the weights are integers within ±127 times a step."""
-    quantizer = getattr(layer, "weight_quantizer", None)
-    return isinstance(quantizer, APoTWeight) and quantizer.denominator <= LARGEST

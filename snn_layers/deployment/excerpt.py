@@ -36,9 +36,12 @@ class Excerpt(nn.Module):
 
 
 def fold_(layer: nn.Module, norm: nn.Module) -> bool:
-    """Fold a batch normalisation into the layer that it reads, in place; return whether that layer can hold it."""
+    """Fold a batch normalisation into the convolution that it reads, in place; return whether that is one.
+
+    Not into a linear layer: of tokens [B, L, C] it has the last axis as its channels, the normalisation axis 1.
+    """
     mean = norm.running_mean
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or mean is None or mean.dim() > 1:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or mean is None or mean.dim() > 1:
         return False
     gain, bias = normalization(norm)
     layer.bias = nn.Parameter((bias if layer.bias is None else bias + layer.bias * gain).to(layer.weight.dtype), False)

@@ -12,6 +12,7 @@ from ..neuron import IFNeuron
 from .integer import Convolution
 
 MANTISSA = 24  # significant bits of a float32
+SMALLEST = 1e-30  # scale of an accumulator below which it counts as 0
 BLOCK = 2 * 2**20  # bytes of currents in float64 that a cache of a core holds
 
 
@@ -158,10 +159,13 @@ class FusedNeuron(nn.Module):
         self.zero, self.dtype = convolution.zero, convolution.dtype
         self.fused, self.start = fused, neuron.start
 
-    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
-        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
+    def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]; `weight`: see `after`."""
+        if weight is not None:
+            return self.after(weight, accumulator)
+
         def rows(x: Tensor) -> Tensor:  # [T, B·..., C]
-            return x.expand_as(accumulator).movedim(1, -1).reshape(1 if self.encodes else self.time_steps, -1, accumulator.shape[1])
+            return x.movedim(1, -1).reshape(1 if self.encodes else self.time_steps, -1, accumulator.shape[1])
 
         _, channels, *places = accumulator.shape
         spikes = self._fire(rows(accumulator), None if second is None else rows(second), *map(rows, others))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quant import APoTWeight
+
 EXACT = 2**24  # integers up to here are exact in float32
 LARGEST = 127  # weight in a signed byte
 
@@ -121,3 +123,9 @@ class IntegerConv(nn.Module):
 
 
 Convolution = type[FloatConv] | type[IntegerConv]
+
+
+def fits_bytes(layer: nn.Module) -> bool:
+    """Return whether the weights are integers within ±127 times a step."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    return isinstance(quantizer, APoTWeight) and quantizer.denominator <= LARGEST

@@ -15,6 +15,8 @@ from .terms import MOST, MOVES, Affine, Piece, Pieces, Term, normalization, pads
 
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+FLAT = (nn.Linear, nn.BatchNorm1d, StepNorm, *SAME)  # they map [B, C] to [B, C']
+ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "neg")
 
 
 def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
@@ -73,6 +75,8 @@ class _Reader:
         self.snn, self.channels, self.values = snn, channels, values
         self.made: list[tuple[str, Affine]] = []
         self.names = {path: name for name, path in snn.graph.activations.items()}
+        self.flat: dict[fx.Node, bool] = {}
+        self.found: dict[fx.Node, Affine | Pieces | None] = {}
 
     def affine(self, found: Affine | Pieces | None) -> Affine | None:
         """Return pieces as one term of their own; None if they have none."""
@@ -87,11 +91,16 @@ class _Reader:
         """Return a node as pieces or as an affine sum; None if it is neither."""
         if not isinstance(node, fx.Node):
             return None
+        if self.values and node in self.values:
+            return (Piece(self.values[node]),)
+        if node not in self.found:
+            self.found[node] = self._read(node)
+        return self.found[node]
+
+    def _read(self, node: fx.Node) -> Affine | Pieces | None:
         if node.op == "call_module" and node.target in self.names:
             name = self.names[node.target]
             return (Piece(name, channels=self.channels.get(name)),)
-        if self.values and node in self.values:
-            return (Piece(self.values[node]),)
         if self.snn.graph.flow.region.get(node) == "static":  # runs once: not for each step, as a sum would
             return None
         layer = self.snn.layer(node.target) if node.op == "call_module" else None
@@ -105,7 +114,7 @@ class _Reader:
         if isinstance(layer, (*MOVING, *POOLS, nn.AvgPool2d, nn.Upsample)) or (layer is None and name in {*MOVES, "interpolate"}):
             return self._moved(node, layer, self._pieces(node.args[0]))
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-            return self._weighted(layer, self._pieces(node.args[0]))
+            return self._weighted(layer, self._pieces(node.args[0]), self._flat(node.args[0]))
         if isinstance(layer, (*NORMS, StepNorm)):
             inside = self.affine(self.read(node.args[0]))
             if inside is None or layer.running_mean is None:
@@ -130,8 +139,7 @@ class _Reader:
         if isinstance(layer, nn.AvgPool2d):
             return self._summed(node, layer, pieces)
         if isinstance(layer, nn.Upsample) or call_name(node) == "interpolate":
-            nearest = layer.mode if layer is not None else argument(node, 3, "mode", "nearest")
-            if nearest != "nearest":
+            if (layer.mode if layer is not None else argument(node, 3, "mode", "nearest")) != "nearest":
                 return None
             return tuple(replace(piece.through(node), windows=(*piece.windows, (node, None))) for piece in pieces)
         if isinstance(layer, POOLS):
@@ -142,7 +150,7 @@ class _Reader:
 
     def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
         """Return pieces after average pooling, if all its windows are whole and their sums fit into a byte."""
-        kernel, stride, padding = (value if isinstance(value, tuple) else (value, value)
+        kernel, stride, padding = (tuple(value) if isinstance(value, tuple | list) else (value, value)
                                    for value in (pool.kernel_size, pool.stride, pool.padding))
         if padding != (0, 0) or pool.ceil_mode or pool.divisor_override:
             return None
@@ -151,9 +159,9 @@ class _Reader:
             return None
         return tuple(replace(piece.through(node), windows=(*piece.windows, window), total=piece.total * size) for piece in pieces)
 
-    def _weighted(self, layer: nn.Module, pieces: Affine | Pieces | None) -> Affine | None:
+    def _weighted(self, layer: nn.Module, pieces: Affine | Pieces | None, flat: bool) -> Affine | None:
         """Return a convolution of pieces: a term for each piece, with its part of the input channels."""
-        if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not all(map(self._flat, pieces))):
+        if not isinstance(pieces, tuple) or (isinstance(layer, nn.Linear) and not flat):
             return None
         geometry = Geometry.of(layer)
         weight, step = weight_integers(layer)
@@ -170,29 +178,26 @@ class _Reader:
                  for piece, part in zip(pieces, weight.split(sizes, 1), strict=True)]
         return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
 
-    def _flat(self, piece: Piece) -> bool:
-        """Return whether a piece is [B, C]: of a hidden linear unit, or flattened."""
-        if not piece.chain:
-            return self._of_linear(piece.source)
-        node = piece.chain[-1]
-        layer, name = self.snn.layer(node.target) if node.op == "call_module" else None, call_name(node)
-        if isinstance(layer, nn.Flatten):
-            return (layer.start_dim, layer.end_dim) == (1, -1)
-        if name == "flatten":
-            return argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
-        return name in ("view", "reshape") and len(node.args) == 3
-
-    def _of_linear(self, source: str) -> bool:
-        unit = next((unit for unit in self.snn.graph.units if unit.name == source), None)
-        if unit is None:
-            return False
-        layers = [self.snn.layer(node.target) for node in unit.nodes if node.op == "call_module"]
-        return any(isinstance(layer, nn.Linear) for layer in layers) and all(
-            isinstance(layer, (nn.Linear, nn.BatchNorm1d, StepNorm, nn.Flatten, *SAME)) for layer in layers)
+    def _flat(self, node: object) -> bool:
+        """Return whether a node is [B, C]: flattened, or made of such nodes by linear layers and arithmetic."""
+        if not isinstance(node, fx.Node):
+            return True  # a number
+        if node not in self.flat:
+            layer, name = self.snn.layer(node.target) if node.op == "call_module" else None, call_name(node)
+            if isinstance(layer, nn.Flatten):
+                self.flat[node] = (layer.start_dim, layer.end_dim) == (1, -1)
+            elif layer is None and name == "flatten":
+                self.flat[node] = argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
+            elif layer is None and name in ("view", "reshape"):
+                self.flat[node] = len(node.args) == 3
+            else:
+                keeps = isinstance(layer, FLAT) or node.target in self.names or (layer is None and name in ARITHMETIC)
+                self.flat[node] = keeps and all(map(self._flat, node.args))
+        return self.flat[node]
 
     def _arithmetic(self, node: fx.Node, name: str) -> Affine | None:
         """Return sums, differences, and products with numbers."""
-        if name not in ("add", "sub", "mul", "truediv", "div", "neg") or node.kwargs:
+        if name not in ARITHMETIC or node.kwargs:
             return None
         left = self.affine(self.read(node.args[0]))
         if name == "neg":

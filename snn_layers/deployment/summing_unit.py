@@ -45,7 +45,7 @@ class SummingUnit(nn.Module):
         if current.weight is None or isinstance(self.neuron, PlainNeuron):
             spikes = self.neuron(current(self.root, steps, values), None)
         else:
-            spikes = self.neuron.after(current.weight, current.moved(0, self.root, steps, values))
+            spikes = self.neuron(current.moved(0, self.root, steps, values), None, weight=current.weight)
         return spikes, *(values[name] for name in self.unit.shared)
 
 
@@ -86,18 +86,24 @@ class _Sum(nn.Module):
             x = self.moved(index, root, steps, values)
             if isinstance(conv, ExactConv):
                 y = on_places(conv, x)
-                total = y + along_channels(self.bias, y) if total is None else total.add_(y)
+                total = y + along_channels(self.bias, y) if total is None else roomy(total, y).add_(y)
                 continue
             piece = self.pieces[index]
             stored = piece.source in self.thetas and isinstance(conv, nn.Identity)
             x = x.double() - self.zero * piece.total if stored else on_places(conv, x).double()
             scale = along_channels(getattr(self, f"scale_{index}"), x)
-            total = torch.addcmul(along_channels(self.bias, x), x, scale) if total is None else total.addcmul_(x, scale)
+            total = torch.addcmul(along_channels(self.bias, x), x, scale) if total is None else roomy(total, x).addcmul_(x, scale)
         return total
 
     def moved(self, index: int, root: nn.Module, steps: int, values: dict[str, Tensor]) -> Tensor:
         """Return the values that a term convolves."""
         return self.moves[index](root, steps, values[self.pieces[index].source])
+
+
+def roomy(total: Tensor, x: Tensor) -> Tensor:
+    """Return a sum to which x can be added in place: itself, or a copy of the shape to which both broadcast."""
+    shape = torch.broadcast_shapes(total.shape, x.shape)
+    return total if total.shape == shape else total.expand(shape).clone()
 
 
 class ExactConv(nn.Module):

@@ -87,8 +87,12 @@ class Affine:
         return Affine(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.bias * factor)
 
     def plus(self, other: "Affine") -> "Affine":
-        """Return the sum."""
-        return Affine(self.terms + other.terms, self.bias + other.bias)
+        """Return the sum; of terms that differ only in their scales it has one."""
+        terms: dict[tuple, Term] = {}
+        for term in self.terms + other.terms:
+            kind = term.piece, id(term.weight), term.geometry
+            terms[kind] = replace(terms[kind], scale=terms[kind].scale + term.scale) if kind in terms else term
+        return Affine(tuple(terms.values()), self.bias + other.bias)
 
 
 def weight_integers(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ..functional import RETRACTION
 from ..native import calls
 from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt
-from .fused import FusedNeuron, fire, fire_levels, neuron_constants
+from .fused import SMALLEST, FusedNeuron, fire, fire_levels, neuron_constants
 from .integer import Convolution
 from .terms import Affine, along_channels
 
@@ -185,7 +185,9 @@ class SpikingUnit(nn.Module):
             self.neuron = FusedNeuron(neuron, float64_constants(neuron), convolution, fused, currents)
         else:
             scale, *factors = (value.expand(channels) for value in scales)
-            # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero.
+            # Comparisons need a positive scale: a negative one goes into the weights, and so does a zero. One by which float32
+            # cannot divide, as of a channel that weight decay has silenced, is a zero.
+            scale = torch.where(scale.abs() < SMALLEST, 0, scale)
             weights[0] = first.weight * scale.sign()[:, None, None, None]
             scale = torch.where(scale == 0, 1, scale.abs())
             largest = sum((factor.abs() / scale * total for factor, total in zip(factors, sums[1:], strict=True)), sums[0])
@@ -213,4 +215,6 @@ class SpikingUnit(nn.Module):
         terms = [on_places(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
         # With a positive scale and the same bias everywhere, the largest accumulator gives the largest current.
         terms[0] = self.pool(self.root, self.neuron.time_steps, terms[0])
+        if len({x.shape for x in terms}) > 1:
+            terms = list(torch.broadcast_tensors(*terms))
         return (self.neuron(terms[0], *(terms[1:] or [None])),)

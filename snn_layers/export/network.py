@@ -15,7 +15,6 @@ from ..deployment.integer import Geometry
 from ..deployment.terms import along_channels
 from ..deployment.units import ExactUnit
 from ..neuron import NEURONS
-from ..step_norm import refuse_steps
 
 
 class ByteConv(nn.Module):
@@ -61,7 +60,7 @@ class Activation(nn.Module):
     def forward(self, accumulator: Tensor, second: Tensor | None, *others: Tensor) -> Tensor:
         """Map [T·B, C, ...], or [B, C, ...] if the neuron encodes, to spikes + zero [T·B, C, ...]."""
         def steps(x: Tensor) -> Tensor:
-            return x.expand_as(accumulator).unflatten(0, (1 if self.encodes else self.time_steps, -1))
+            return x.unflatten(0, (1 if self.encodes else self.time_steps, -1))
 
         function, *how = self.neuron.pass_()
         how = [along_channels(value, accumulator) if isinstance(value, Tensor) else value for value in how]
@@ -123,7 +122,6 @@ def exported(network: Network) -> Exported:
     if spiking and network.neuron not in NEURONS:
         raise ValueError(f"a file cannot hold {network.neuron!r} neurons, only {' or '.join(NEURONS)} ones")
     if not spiking:
-        refuse_steps(network)
         network = to_levels(network)
     deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), rounds=spiking), None, False, summing=False)
     for unit in deployed.body:

@@ -137,16 +137,20 @@ def normalize(r: Recorder, outs: Any, x: Tensor, weight: Tensor, bias: Tensor, m
 
 
 def max_pool(r: Recorder, outs: Any, x: Tensor, kernel: list[int], stride: list[int] = (), padding: Any = 0, dilation: Any = 1,
-             ceil: bool = False) -> list[str]:
-    """Return the maximum of each window."""
+             _: bool = False) -> list[str]:
+    """Return the maximum of each window; with `ceil_mode` or without it."""
     places = x.dim() - 2
 
     def each(value: Any) -> list[int]:
         value = [value] if isinstance(value, int) else list(value)
         return value * (places // len(value))
 
-    return [r.node("MaxPool", r.value(x), kernel_shape=each(kernel), strides=each(stride or kernel), pads=2 * each(padding),
-                   dilations=each(dilation), ceil_mode=int(ceil))]
+    kernel, stride, padding, dilation = each(kernel), each(stride or kernel), each(padding), each(dilation)
+    # ONNX counts windows of `ceil` that PyTorch drops: the padding at the end says how many there are.
+    reach = [(out - 1) * step + gap * (size - 1) + 1 for out, step, gap, size in
+             zip(outs[0].shape[2:], stride, dilation, kernel, strict=True)]
+    ends = [max(0, far - size - pad) for far, size, pad in zip(reach, x.shape[2:], padding, strict=True)]
+    return [r.node("MaxPool", r.value(x), kernel_shape=kernel, strides=stride, pads=padding + ends, dilations=dilation)]
 
 
 def where(r: Recorder, out: Tensor, condition: Tensor, a: Tensor, b: Tensor) -> str:

@@ -136,12 +136,12 @@ def record(network: nn.Module, images: Tensor, operators: Operators) -> tuple[li
     """Return (nodes, constants, outputs) of a network on an example.
 
     Args:
-        network: maps images to a dict of outputs; its attribute `at`, if it has one, is called with the name of what runs next.
+        network: maps images to a dict of outputs; calls its attribute `at`, set here, with the name of what runs next.
     """
     recorder = Recorder(images, operators)
     network.at = lambda place: setattr(recorder, "place", place)
     with torch.no_grad(), recorder, CircularPadding():
         outputs = network(images)
     for name, tensor in outputs.items():
-        recorder.nodes.append(helper.make_node("Identity", [recorder.values[id(tensor)]], [name], name=name))
+        recorder.nodes.append(helper.make_node("Identity", [recorder.value(tensor)], [name], name=name))
     return recorder.nodes, recorder.constants, outputs
