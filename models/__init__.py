@@ -4,9 +4,8 @@ from .errors import reason_of
 from .graph.affine import NORMS, WEIGHTED
 from .graph.copies import tree
 from .graph.network import Facts, Network, Recipe, Values, joined
-from .graph.over_time import mean_over_time, repeat_over_time
 from .graph.regions import INPUT, Graph, Part, live
-from .graph.writing import moving
+from .graph.writing import mean_over_time, moving, repeat_over_time
 from .registry import CLASSES, REGISTRY, architectures, build, family, file_of, function_of, label, module, recipe, same
 from .unit import BasicBlock, Shortcut, Stack, Unit
 

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
 from models.graph.affine import POOLS
-from models.graph.trace import call_name
+from models.graph.calls import call_name
 from quant import quantized_once
 
 from .convert import own_parameters_

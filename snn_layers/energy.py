@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
-from models.graph.trace import FollowsMode, call_name
+from models.graph.calls import FollowsMode, call_name
 
 from .deployment.deploy import Deployed
 from .deployment.normal_form import SAME

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from .trace import POOLS, FollowsMode, argument, call_name, called
+from .calls import POOLS, FollowsMode, argument, call_name, called
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -3,7 +3,7 @@
 from torch import fx, nn
 
 from .affine import is_size, objection
-from .trace import ACTIVATIONS, POOLS, call_name, called
+from .calls import ACTIVATIONS, POOLS, call_name, called
 
 
 class Flow:

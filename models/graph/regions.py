@@ -12,8 +12,8 @@ from typing import Any
 from torch import fx, nn
 
 from .affine import NORMS, WEIGHTED
+from .calls import called
 from .flow import Flow
-from .trace import called
 from .writing import Writer
 
 INPUT = "%images"

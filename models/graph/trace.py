@@ -2,7 +2,6 @@
 
 import inspect
 import operator
-from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -11,24 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import reason_of
+from .calls import ACTIVATIONS, POOLS, FollowsMode, argument, call_name, called
 from .copies import drop_unused_, register_constants_, sharing_copy
 
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh)  # the activations in a finished trace; ReLU6 is a Hardtanh
-POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 INPUTS = ("input", "tensors", "tensor")  # names of the first argument of a call
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-
-
-class FollowsMode(nn.Module):
-    """A function with an argument `training`, such as dropout, that a trace would freeze."""
-
-    def __init__(self, function: Callable[..., Tensor]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Call the function in the mode of the network."""
-        return self.function(*args, **kwargs, training=self.training)
 
 
 class _Tracer(fx.Tracer):
@@ -72,21 +58,6 @@ def _reason(error: Exception) -> str:
     frames = [frame for frame in inspect.getinnerframes(error.__traceback__) if "torch" not in frame.filename.split("/")[-4:]
               and "/torch/" not in frame.filename and frame.filename != __file__]
     return (f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else "") + reason_of(error)
-
-
-def call_name(node: fx.Node) -> str:
-    """Return what a node calls, as written: "conv2d", "view", or the module's name."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-
-
-def called(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    """Return the module that a node calls, None for a function."""
-    return root.get_submodule(node.target) if node.op == "call_module" else None
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """Return an argument of a call."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 class _Rewriter:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from models import NORMS, Network, Part, moving
-from models.graph.trace import POOLS, argument, call_name
+from models.graph.calls import POOLS, argument, call_name
 from quant import APoTWeight
 
 from ..step_norm import StepNorm

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from models.graph.trace import argument
+from models.graph.calls import argument
 from quant import APoTWeight
 
 from .integer import EXACT, Geometry
