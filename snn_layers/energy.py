@@ -1,15 +1,21 @@
 """Operations and energy of a quantized network and its spiking one."""
 
 from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
-from models.graph.calls import FollowsMode, call_name
+from models.graph.calls import FollowsMode, argument, call_name
 
 from .deployment.deploy import Deployed
 from .deployment.normal_form import SAME
+
+AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+KEPT = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "add", "sub", "mul", "multiply", "div",
+        "divide", "truediv", "neg")  # of one value: as many spikes as before
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ def fan_out(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
         return torch.tensor(float(layer.out_features))
     kind = next(kind for kind in WEIGHTED if isinstance(layer, kind))
     with torch.inference_mode(False), torch.enable_grad():
+        more = {"output_padding": layer.output_padding} if layer.transposed else {}
         ones = kind(1, 1, layer.kernel_size, layer.stride, layer.padding, dilation=layer.dilation, bias=False,
-                    padding_mode=layer.padding_mode)
+                    padding_mode=layer.padding_mode, **more)
         nn.init.ones_(ones.weight)
         image = torch.zeros(1, 1, *size[1:], requires_grad=True)
         reached, = torch.autograd.grad(ones(image).sum(), image)
@@ -118,28 +125,42 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
     known = {graph.values[name]: count[None] for name, count in counts.items()}  # [1, C, ...]
     for node in part.nodes:
         layer = ann.layer(node.target) if node.op == "call_module" else None
-        reads = [known[source] for source in node.all_input_nodes if source in known]
+        tensors = [source for source in node.all_input_nodes if source not in graph.flow.size and source not in graph.flow.constant]
+        reads = [known[source] for source in tensors if source in known]
         if isinstance(layer, WEIGHTED):
             driven += sum(weighted(layer, count[0]) for count in reads)
             analog += [] if reads else [node.target]
-        elif reads and layer is None and call_name(node) in ("add", "sub"):
+        elif reads and len(tensors) > 1 and layer is None and call_name(node) in ("add", "sub"):
             summed += sum(count.sum().item() for count in reads)
-        elif len(reads) == len([source for source in node.all_input_nodes if source not in graph.flow.size]) > 0:
-            known[node] = _moved(node, layer, known)
+        elif len(reads) == len(tensors) > 0:
+            known[node] = _moved(ann, node, layer, known)
     return driven, summed, analog
 
 
-def _moved(node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Tensor:
-    """Return the counts after a call without weights; an average is linear, so that each spike passes through it."""
-    x = known[node.all_input_nodes[0]]
-    if isinstance(layer, (*NORMS, *SAME, FollowsMode, nn.AdaptiveAvgPool2d)) or call_name(node) in ("mean", "adaptive_avg_pool2d"):
+def _moved(ann: Network, node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Tensor:
+    """Return the counts after a call without weights: a scaled or shifted spike is one, and each passes through an average."""
+    x, name = known[next(source for source in node.all_input_nodes if source in known)], call_name(node)
+    if isinstance(layer, (*NORMS, *SAME, FollowsMode, *AVERAGES)) or (layer is None and name in KEPT):
         return x
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: known.get(source, 1))
-    if isinstance(layer, nn.AvgPool2d):
-        return layer(x) * (torch.ones(layer.kernel_size).numel() if isinstance(layer.kernel_size, tuple) else layer.kernel_size**2)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _value(ann, source, known))
+    if name.startswith("avg_pool") or isinstance(layer, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+        kernel = argument(node, 1, "kernel_size") if layer is None else layer.kernel_size
+        kernel = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+        return (layer or node.target)(*args, **kwargs) * prod(kernel) ** ((x.dim() - 2) // len(kernel))
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     return (layer or node.target)(*args, **kwargs)
+
+
+def _value(ann: Network, source: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
+    """Return what a call reads: counts, a parameter or buffer, or a size that is computed of them; 1 where none is known."""
+    if source in known or source.op == "get_attr":
+        return known[source] if source in known else ann.tensor(source.target)
+    sizes = ann.graph.flow.size
+    if source not in sizes or not all(read in known or read in sizes for read in source.all_input_nodes):
+        return 1
+    args, kwargs = fx.map_arg((source.args, source.kwargs), lambda read: _value(ann, read, known))
+    return getattr(args[0], source.target)(*args[1:], **kwargs) if source.op == "call_method" else source.target(*args, **kwargs)
 
 
 def total(rows: list[Operations]) -> Operations:
