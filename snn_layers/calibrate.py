@@ -59,6 +59,8 @@ def shift_(snn: Network, unit: Part, shift: Tensor, dimensions: int) -> None:
     """Add `shift` [C], in place, to the bias of a unit's current [B, C, ...], which has so many dimensions."""
     neuron, path = snn.activation(unit.name), bias_of(snn, unit, unit.result)
     layer = neuron if path is None or (isinstance(snn.layer(path), nn.Linear) and dimensions != 2) else snn.layer(path)
+    if layer.bias is not None and len(layer.bias) != len(shift):
+        layer = neuron  # one channel that is added to all
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros_like(shift))
     layer.bias += shift
@@ -73,7 +75,7 @@ def bias_of(snn: Network, unit: Part, node: fx.Node) -> str | None:
         return node.target if layer.bias is not None and snn.graph.calls(node.target) == 1 else None
     if isinstance(layer, (*SAME, *POOLS)):
         return bias_of(snn, unit, node.args[0])
-    if layer is None and call_name(node) == "add":
+    if layer is None and call_name(node) == "add" and not node.kwargs:
         inputs = [value for value in node.args if isinstance(value, fx.Node)]
         return next((path for path in (bias_of(snn, unit, value) for value in inputs) if path is not None), None)
     return None

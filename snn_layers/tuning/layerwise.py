@@ -111,7 +111,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
     tuner, results = _Tuner(data, config), []
     with quantized_once(ann):
         for index, unit in enumerate(snn.graph.units):
-            if index < first or unit.encodes:
+            if index < first or unit.encodes or not trained_parameters(snn.excerpt(unit)):
                 continue
             results.append(tuner.tune(index, on_epoch, started if index == first else None))
             if on_unit is not None:
@@ -125,15 +125,16 @@ def refuse_shared_weights(snn: Network) -> None:
     A value that several units read is no such weight. Its layers belong to the first unit that reads it and learn there.
     For later units it is an input like any other.
     """
-    owner: dict[str, Part] = {}
+    owner: dict[Tensor, Part] = {}
     for part in snn.graph.parts:
         for node in (*part.nodes, *part.constants):
-            weights = node.op == "get_attr" or (
-                node.op == "call_module" and next(snn.layer(node.target).parameters(), None) is not None)
-            other = owner.setdefault(node.target, part) if weights else part
-            if other is not part and any(one.activation is not None and not one.encodes for one in (other, part)):
-                raise ValueError(f"{node.target} is part of {other.name} and of {part.name}, so that neither can be tuned alone: "
-                                 "tune the network as a whole (--method global)")
+            weights = snn.layer(node.target).parameters() if node.op == "call_module" else ()
+            if node.op == "get_attr" and isinstance(snn.tensor(node.target), nn.Parameter):
+                weights = (snn.tensor(node.target),)
+            for other in (owner.setdefault(weight, part) for weight in weights):
+                if other is not part and any(one.activation is not None and not one.encodes for one in (other, part)):
+                    raise ValueError(f"{node.target} is part of {other.name} and of {part.name}, so that neither can be tuned "
+                                     "alone: tune the network as a whole (--method global)")
 
 
 class _Tuner:
@@ -182,7 +183,7 @@ class _Tuner:
             optimizer.step()
             losses.append(loss.detach())
         mean = torch.stack(losses).double().mean().item() if losses else 0.0
-        found = fault(unit) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
+        found = fault(unit, statistics=False) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
         if found is not None:  # spikes hide NaN: a neuron whose current is NaN is just silent
             raise ValueError(f"{found} after {self.data.name(index, epoch)}")
         self.data.learned(index)

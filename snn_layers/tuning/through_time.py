@@ -80,6 +80,11 @@ class ThroughTime(nn.Module):
             if value not in known:
                 raise ValueError(f"unknown {value!r}: choose {', '.join(known)}")
         self.snn, self.frozen = snn, config.norm == "frozen"
+        if any(neuron.kind.signed is None for _, neuron in snn.units()):
+            raise ValueError(f"{snn.neuron} neurons have no surrogate: tuning through time takes signed and unsigned ones")
+        for name, norm in snn.named_modules() if not self.frozen else ():
+            if isinstance(norm, models.NORMS) and (norm.weight is None or norm.momentum is None):
+                raise ValueError(f"{name} has no scale and shift, or no momentum, to learn time steps with: pass --norm frozen")
         own_parameters_(snn)
         swap_(snn, lambda module: TimeNeuron.from_neuron(module, config.surrogate) if isinstance(module, IFNeuron) else None)
         for module in snn.modules():
@@ -145,10 +150,11 @@ class ThroughTime(nn.Module):
 
 
 def spiking_norms(snn: Network) -> list[nn.Module]:
-    """Return the BN modules without steps of their own that spikes reach and that a neuron follows."""
-    found = {node.target: snn.layer(node.target) for unit in snn.graph.units for node in unit.nodes
-             if node.op == "call_module" and snn.graph.flow.folded(node)}
-    return [module for module in found.values() if isinstance(module, models.NORMS)]
+    """Return the BN modules without steps of their own that only spikes reach and that a neuron follows."""
+    folded: dict[str, bool] = {}
+    for node in (node for part in snn.graph.parts for node in part.nodes if node.op == "call_module"):
+        folded[node.target] = folded.get(node.target, True) and snn.graph.flow.folded(node)
+    return [snn.layer(path) for path, all_folded in folded.items() if all_folded and isinstance(snn.layer(path), models.NORMS)]
 
 
 def _norms(snn: Network) -> list[nn.Module]:
