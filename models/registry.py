@@ -122,8 +122,8 @@ def function_of(file: Path, function: str) -> Callable[..., Any]:
     Raises:
         ValueError: the file fails, or has no such function.
     """
-    spec = spec_from_file_location(file.stem, file)
-    source = module_from_spec(spec)
+    spec = spec_from_file_location(str(file.resolve()), file)  # no other module has this name
+    source = sys.modules[spec.name] = module_from_spec(spec)  # where a dataclass looks for the names of its types
     with importing(file), failing(str(file)):
         spec.loader.exec_module(source)
     if not callable(getattr(source, function, None)):
@@ -162,6 +162,8 @@ def build(arch: str, dataset: str = "cifar10", num_classes: int | None = None) -
         ValueError: unknown architecture or data set, fewer than 1 class, or a network that cannot be converted.
     """
     published = recipe(arch, dataset)
+    if num_classes is None and dataset not in CLASSES:
+        raise ValueError(f"the classes of {dataset} are not known: pass num_classes")
     num_classes = CLASSES[dataset] if num_classes is None else num_classes
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: at least 1 class is needed")

@@ -1,7 +1,7 @@
 """The first swap: float layers for quantized ones."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -15,16 +15,6 @@ from .levels import CLIP, FLOAT_BITS, THRESHOLD, check_bits
 Filter = Callable[[nn.Module, str], bool]
 
 
-@dataclass(frozen=True)
-class QuantConfig:
-    """Precision of each part; None keeps it float. `threshold` is the initial clip of the activations."""
-
-    activation_bits: int
-    hidden_bits: int | None
-    ends_eight_bit: bool
-    threshold: float
-
-
 def swap_(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> None:
     """Replace, recursively and in place, each child for which `replacement` returns a module."""
     for name, child in module.named_children():
@@ -32,23 +22,15 @@ def swap_(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None
         if new is None:
             swap_(child, replacement)
         else:
-            setattr(module, name, new)
-
-
-def config_for(network: Network, bit: int, weight_bit: int | None = None) -> QuantConfig:
-    """Return the network's recipe at `bit` bits; `weight_bit` overrides it for the weights (32: all float)."""
-    recipe = network.facts.recipe
-    if weight_bit is None:
-        return QuantConfig(bit, bit if recipe.hidden else None, recipe.ends, recipe.threshold)
-    quantized = check_bits(weight_bit, "weight_bit") != FLOAT_BITS
-    return QuantConfig(bit, weight_bit if quantized else None, quantized, recipe.threshold)
+            module._modules[name] = new  # an attribute of a network may have the same name
 
 
 def quantize_(network: nn.Module, bit: int, weight_bit: int | None = None, filter: Filter | None = None) -> Network:
     """Return a float network with its layers swapped for `bit`-bit ones.
 
     Names are kept. The given network stays usable: both share their parameters, so that it sees what the other learns. Weights
-    of the spiking region get `bit` bits, those before the first and after the last activation 8, unless a recipe says otherwise.
+    of convolutions and linear layers in the spiking region get `bit` bits, those before the first and after the last activation
+    8, unless a recipe says otherwise; a transposed convolution keeps float ones, and a warning says so.
     Where the recipe says so, the bias of a convolution before a batch normalisation moves into the running mean:
     BN(Wx + b; μ) = BN(Wx; μ - b). New parameters are the clips `weight_quantizer.alpha` of a layer and the `threshold` of an
     activation.
@@ -71,20 +53,27 @@ def quantize_(network: nn.Module, bit: int, weight_bit: int | None = None, filte
         if weight_bit not in (None, FLOAT_BITS):
             raise ValueError(f"weight_bit is {weight_bit} but bit is 32: quantized weights need quantized activations")
         return network
-    config = config_for(network, bit, weight_bit)
+    recipe = network.facts.recipe
+    hidden, ends = bit if recipe.hidden else FLOAT_BITS, recipe.ends
+    if weight_bit is not None:
+        hidden, ends = check_bits(weight_bit, "weight_bit"), weight_bit != FLOAT_BITS
     network = network.copy(bit=bit, weight_bit=weight_bit)
-    if network.facts.recipe.fold:
+    if recipe.fold:
         fold_biases_(network)
     device = next((tensor.device for tensor in network.parameters()), None)
     for path in network.graph.activations.values():
         relu = network.layer(path)
-        quantized = QuantReLU(config.activation_bits, config.threshold, getattr(relu, "max_val", inf))
+        quantized = QuantReLU(bit, recipe.threshold, getattr(relu, "max_val", inf))
         network.set_layer(path, quantized.to(device).train(relu.training))
     for path, region in network.graph.regions.items():
-        layer, bits = network.layer(path), config.hidden_bits if region == "spiking" else config.ends_eight_bit
-        if bits and type(layer) in QUANTIZED and (filter is None or filter(layer, path)):
-            quantizer = APoTWeight(config.hidden_bits) if region == "spiking" else EightBitWeight()
-            network.set_layer(path, QUANTIZED[type(layer)].from_float(layer, quantizer))
+        layer, wanted = network.layer(path), hidden != FLOAT_BITS if region == "spiking" else ends
+        if not wanted or (filter is not None and not filter(layer, path)):
+            continue
+        if type(layer) not in QUANTIZED:
+            warnings.warn(f"{path} keeps float weights: of a {type(layer).__name__} none are quantized", stacklevel=2)
+            continue
+        quantizer = APoTWeight(hidden) if region == "spiking" else EightBitWeight()
+        network.set_layer(path, QUANTIZED[type(layer)].from_float(layer, quantizer))
     return network
 
 
@@ -112,16 +101,21 @@ def dequantize_(network: Network) -> Network:
 def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Network:
     """Return a float or quantized network at another bit-width; parameters are shared, clips and thresholds keep their values.
 
+    So do the biases that calibration has given to activations.
+
     Raises:
         ValueError: bits out of range, a spiking network, or a quantized one and 32 bits.
     """
     if bit == FLOAT_BITS and network.bit != FLOAT_BITS:
         raise ValueError(f"the network is {network.bit}-bit: a float network starts from a float one")
     clips = {name: p for name, p in network.named_parameters() if name.endswith((THRESHOLD, CLIP))}
+    biases = {path: getattr(network.layer(path), "bias", None) for path in network.graph.activations.values()}
     network = quantize_(dequantize_(network), bit, weight_bit)
     for name, parameter in network.named_parameters():
         if name in clips:
             parameter.copy_(clips[name])
+    for path, bias in biases.items():
+        network.layer(path).bias = bias
     return network
 
 

@@ -44,9 +44,10 @@ def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
         if name.endswith((THRESHOLD, CLIP)) and not tensor > 0:
             yield f"{name} is {tensor.item():g}, but must be positive"
 
-    def read_layer(norm: str) -> nn.Module | None:
+    def read_bias(norm: str, channels: int) -> Tensor | None:
         path = network.graph.norms.get(norm) if isinstance(network, Network) else None
-        return None if path is None else network.layer(path)
+        bias = None if path is None else network.layer(path).bias
+        return bias if bias is not None and len(bias) == channels else None  # a linear layer of tokens has other channels
 
     for name, module in network.named_modules():
         quantizer = getattr(module, "weight_quantizer", None)
@@ -55,8 +56,7 @@ def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
         if isinstance(quantizer, EightBitWeight) and not module.weight.max() > 0:
             yield f"{name}.weight has the maximum {module.weight.max():g}, but 8 bits need a positive one"
         if statistics and isinstance(getattr(module, "running_var", None), Tensor):
-            layer = read_layer(name)
-            yield from _variance_faults(name, module, None if layer is None else layer.bias)
+            yield from _variance_faults(name, module, read_bias(name, module.running_var.shape[-1]))
 
 
 def _variance_faults(name: str, bn: nn.Module, bias: Tensor | None) -> Iterator[str]:

@@ -30,7 +30,7 @@ def _sample(x: Tensor) -> Tensor:
 
 
 def best_threshold(x: Tensor, steps: int, clip: float = inf) -> float:
-    """Return the θ that minimises Σ (min(max(x, 0), clip) - y(x; θ))² over a grid up to max(x); 1.0 where no x is positive.
+    """Return the θ that minimises Σ (min(max(x, 0), clip) - y(x; θ))² over a grid up to max(x); without a positive x at most 1.
 
     Args:
         x: pre-activations of any shape; of more than 2^17 only so many are used, drawn with a fixed seed.
@@ -40,7 +40,7 @@ def best_threshold(x: Tensor, steps: int, clip: float = inf) -> float:
     x = _sample(x).clamp(min=0, max=clip)
     top = x.max()
     if not top > 0:
-        return 1.0
+        return min(1.0, clip)
     grid = torch.arange(1, CANDIDATES + 1, device=x.device, dtype=x.dtype) / CANDIDATES * top
     errors = torch.stack([(quantize_activation(x, threshold, steps) - x).square().mean() for threshold in grid])
     return grid[errors.argmin()].item()
@@ -68,12 +68,11 @@ def fit_(network: Network, images: Tensor) -> Network:
         network: a quantized network; in a float one all BN statistics are re-estimated.
         images: [N, 3, H, W], training images; about a thousand are enough.
     """
-    was_training = network.training
-    network.eval()
-    norms = fitted_norms(network)
-    momenta = [norm.momentum for norm in norms]
     with ExitStack() as stack:
-        for norm in norms:
+        stack.callback(network.train, network.training)
+        network.eval()
+        for norm in fitted_norms(network):
+            stack.callback(setattr, norm, "momentum", norm.momentum)
             norm.train()
             norm.momentum = 1.0  # running statistics = this batch's
         for module in network.modules():
@@ -83,9 +82,7 @@ def fit_(network: Network, images: Tensor) -> Network:
             elif isinstance(module, Quantized) and isinstance(module.weight_quantizer, APoTWeight):
                 module.weight_quantizer.alpha.fill_(best_clip(module.weight, module.weight_quantizer))
         network(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return network.train(was_training)
+    return network
 
 
 def fitted_norms(network: Network) -> list[nn.Module]:

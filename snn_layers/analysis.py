@@ -79,7 +79,7 @@ class LayerMonitor:
         self.stack.close()
 
     def _record_ann(self, name: str, neuron: nn.Module, output: Tensor) -> None:
-        self.activations[name] = output
+        self.activations[name] = output if self.deployed or self.ann_zero is None else neuron.decode(output)
 
     def _record_snn(self, name: str, neuron: nn.Module, output: Tensor) -> None:
         # A deployed network may take the ANN's batch in several parts.

@@ -75,6 +75,8 @@ def to_levels(network: Network) -> Network:
 
 def refuse_others(network: Network) -> None:
     """Raise ValueError unless a network is a quantized one that does not spike."""
+    if not isinstance(network, Network):
+        raise ValueError(f"a {type(network).__name__} is not quantized: take the network that quantize_ returns")
     if network.neuron is not None:
         raise ValueError(f"the network spikes already ({network.neuron}): convert its quantized ANN")
     if network.bit == FLOAT_BITS:
@@ -83,7 +85,7 @@ def refuse_others(network: Network) -> None:
 
 def own_parameters_(network: Network) -> None:
     """Give a network parameters and buffers of its own, in place, so that tuning it does not change its ANN."""
-    own = {parameter: nn.Parameter(parameter.detach().clone()) for parameter in network.parameters()}
+    own = {parameter: nn.Parameter(parameter.detach().clone(), parameter.requires_grad) for parameter in network.parameters()}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             module._parameters[name] = own[parameter]

@@ -28,8 +28,9 @@ AXES = {  # call: (position, name, default) of the axes that it works along or m
     "cat": (1, "dim", 0), "concat": (1, "dim", 0), "concatenate": (1, "dim", 0), "stack": (1, "dim", 0), "split": (2, "dim", 0),
     "chunk": (2, "dim", 0), "tensor_split": (2, "dim", 0), "unbind": (1, "dim", 0), "flatten": (1, "start_dim", 0),
     "mean": (1, "dim", 0), "sum": (1, "dim", 0), "transpose": (1, "dim0", 0), "swapaxes": (1, "axis0", 0),
-    "movedim": (1, "source", 0), "narrow": (1, "dim", 0), "select": (1, "dim", 0), "index_select": (1, "dim", 0),
-    "unsqueeze": (1, "dim", 0), "roll": (2, "dims", 0), "flip": (1, "dims", 0), "repeat_interleave": (2, "dim", 0)}
+    "swapdims": (1, "dim0", 0), "movedim": (1, "source", 0), "narrow": (1, "dim", 0), "select": (1, "dim", 0),
+    "index_select": (1, "dim", 0), "unsqueeze": (1, "dim", 0), "roll": (2, "dims", 0), "flip": (1, "dims", 0),
+    "repeat_interleave": (2, "dim", 0)}
 SMOOTH = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic", "area")
 
 
@@ -120,17 +121,19 @@ def _axis_objection(node: fx.Node, name: str) -> str | None:
         axes = argument(node, *AXES[name])
         axes = 0 if axes is None else axes  # None stands for all
     among = axes if isinstance(axes, tuple | list) else (axes,)
+    if name in ("transpose", "swapaxes", "swapdims", "movedim"):
+        among = (*among, argument(node, 2, {"swapaxes": "axis1", "movedim": "destination"}.get(name, "dim1")))
     return f"{name} works along axis 0, which holds batch and time: keep that axis as it is" if 0 in among else None
 
 
-def is_size(node: fx.Node) -> bool:
-    """Return whether a node is a size, a type or a device, or a tensor made of sizes alone."""
+def is_size(node: fx.Node, sizes: set[fx.Node]) -> bool:
+    """Return whether a node is a size, a type or a device, or a tensor made of `sizes` alone, those before it."""
     if call_name(node) == "getattr" and node.op == "call_function":
         return node.args[1] in ("shape", "dtype", "device", "ndim")
     if node.op == "call_method" and node.target in ("size", "dim", "ndimension", "get_device", "new_zeros", "new_ones", "new_full"):
         return True
     inputs = node.all_input_nodes
-    return node.op == "call_function" and bool(inputs) and all(is_size(source) for source in inputs)
+    return node.op == "call_function" and bool(inputs) and all(source in sizes for source in inputs)
 
 
 def is_place(node: fx.Node) -> bool:

@@ -20,7 +20,10 @@ class Flow:
         self.nodes = [node for node in graph.nodes if node in needed]
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.lists = {node for node in self.nodes if call_name(node) in ("split", "chunk", "tensor_split", "unbind")}
-        self.size = {node for node in self.nodes if is_size(node)}
+        self.size: set[fx.Node] = set()
+        for node in self.nodes:
+            if is_size(node, self.size):
+                self.size.add(node)
         varying, after, before = set(), set(), set()
         for node in self.nodes:
             if node.op == "placeholder" or (node not in self.size and any(source in varying for source in node.all_input_nodes)):

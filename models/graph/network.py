@@ -112,7 +112,7 @@ class Network(nn.Module):
         values = {INPUT: images}
         for unit in self.graph.units:
             values = self.advance(unit, values)
-        return self.finish(values)
+        return self.run(self.graph.readout, values)[0]
 
     def run(self, part: Part, values: Values, time_steps: int | None = None) -> tuple[Any, Values]:
         """Return a part's current (for the readout: the output) and the values that it shares with later parts.
@@ -128,10 +128,6 @@ class Network(nn.Module):
         """Run a unit; return the values that later parts still read."""
         current, shared = self.run(unit, values)
         return live({**values, **shared, unit.name: self.activation(unit.name)(current)}, unit)
-
-    def finish(self, values: Values) -> Any:
-        """Return the output for the values before the readout."""
-        return self.run(self.graph.readout, values)[0]
 
     def activation(self, name: str) -> nn.Module:
         """Return the activation of the unit `name`."""
@@ -187,4 +183,4 @@ class Network(nn.Module):
     def _root(self) -> Any:
         """Return the module in which the parts find their layers: this network, unless a layer has the name of an attribute."""
         own = {**self._modules, **self._parameters, **self._buffers}
-        return SimpleNamespace(**own) if any(hasattr(type(self), name) for name in own) else self
+        return SimpleNamespace(**own) if any(name in vars(self) or hasattr(type(self), name) for name in own) else self

@@ -58,7 +58,7 @@ class Graph:
 
     Attributes:
         regions: {path of a layer with weights: "static", "spiking" or "readout"}; of several calls a spiking one counts.
-        norms: {path of a batch normalisation: path of the layer whose output it reads}; only where it reads one.
+        norms: {path of a batch normalisation: path of the layer whose output it reads}; only where each is called once.
         activations: {name of a unit: path of its activation}.
     """
 
@@ -77,8 +77,10 @@ class Graph:
             layer = called(node, root)
             if isinstance(layer, WEIGHTED) and self.regions.get(node.target) != "spiking":
                 self.regions[node.target] = self.flow.region[node]
-            if isinstance(layer, NORMS) and isinstance(called(node.args[0], root), WEIGHTED) and len(node.args[0].users) == 1:
-                self.norms[node.target] = node.args[0].target
+            read = node.args[0] if isinstance(layer, NORMS) else None
+            if isinstance(read, fx.Node) and isinstance(called(read, root), WEIGHTED) and len(read.users) == 1 and (
+                    self.calls(node.target) == self.calls(read.target) == 1):
+                self.norms[node.target] = read.target
 
     def __deepcopy__(self, memo: dict) -> "Graph":
         return self

@@ -13,6 +13,8 @@ from ..errors import reason_of
 from .calls import ACTIVATIONS, POOLS, FollowsMode, argument, call_name, called
 from .copies import drop_unused_, register_constants_, sharing_copy
 
+VIEWS = ("getitem", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "chunk", "split", "unbind", "narrow",
+         "select", "squeeze", "unsqueeze", "expand")
 INPUTS = ("input", "tensors", "tensor")  # names of the first argument of a call
 POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
@@ -89,6 +91,8 @@ class _Rewriter:
             new = self._activation(node, module, clip)
         elif module is None and name in _POOL_MODULES:
             new = self._call(node, _POOL_MODULES[name](**self._pool_arguments(node, name)), self._name(node, "pool"))
+        elif name == "view" and node.op == "call_method" and not isinstance(argument(node, 1, "dtype"), torch.dtype):
+            node.target, new = "reshape", node  # a value may have any memory format
         elif node.op == "call_function" and (given := _given(node)).get("training") is False:
             kwargs = {key: value for key, value in list(given.items())[1:] if key not in ("training", "inplace")}
             new = self._call(node, FollowsMode(node.target), self._name(node, name), kwargs)
@@ -101,10 +105,19 @@ class _Rewriter:
                 node.kwargs = {**node.kwargs, "inplace": False}
         if in_place:  # later readers of the argument see the result
             source = node.all_input_nodes[0]
+            self._refuse_part(node, source)
             source.replace_all_uses_with(new, lambda user: self.order.get(user, -1) > self.order[node])
         if new is not node:
             node.replace_all_uses_with(new)
             self.graph.erase_node(node)
+
+    def _refuse_part(self, node: fx.Node, source: fx.Node) -> None:
+        """Raise ValueError if a call in place changes a part of a tensor, or another form of it, that is read whole later."""
+        base = source
+        while call_name(base) in VIEWS:
+            base = base.all_input_nodes[0]
+        if base is not source and any(self.order.get(user, -1) > self.order[node] for user in base.users):
+            raise ValueError(f"{node.name} works in place on a view of {base.name}, which is read again later: leave inplace out")
 
     def _clip(self, node: fx.Node, module: nn.Module | None) -> float | None:
         """Return where the ReLU that a node calls is clipped, infinity without a clip; None for another call."""

@@ -22,8 +22,7 @@ class Excerpt(nn.Module):
         self.part = part
         layers = {path: baked(network.layer(path), dtype) for path in part.modules()}
         for norm, path in network.graph.norms.items():
-            if norm in layers and path in layers and network.graph.calls(path) == network.graph.calls(norm) == 1 and fold_(
-                    layers[path], layers[norm]):
+            if norm in layers and path in layers and fold_(layers[path], layers[norm]):
                 layers[norm] = nn.Identity()
         for path in (node.target for node in part.constants if node.op == "get_attr"):
             value = network.tensor(path).detach().clone()

@@ -150,7 +150,7 @@ class _Reader:
 
     def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
         """Return pieces after average pooling, if all its windows are whole and their sums fit into a byte."""
-        kernel, stride, padding = (tuple(value) if isinstance(value, tuple | list) else (value, value)
+        kernel, stride, padding = ((value, value) if isinstance(value, int) else (*value, *value)[:2]
                                    for value in (pool.kernel_size, pool.stride, pool.padding))
         if padding != (0, 0) or pool.ceil_mode or pool.divisor_override:
             return None

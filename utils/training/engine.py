@@ -57,9 +57,9 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nes
     rates = {THRESHOLD: threshold_lr, CLIP: clip_lr}
     groups: dict[str | float, list[nn.Parameter]] = {"weights": []}  # then the clips, by the factor of their rate
     for name, parameter in network.named_parameters():
-        kind = name[name.rfind("."):]
+        kind = next((kind for kind in rates if name.endswith(kind)), None)
         own = rates.get(kind)
-        groups.setdefault("weights" if kind not in rates else 1.0 if own is None or not lr else own / lr, []).append(parameter)
+        groups.setdefault("weights" if kind is None else 1.0 if own is None or not lr else own / lr, []).append(parameter)
     made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else
             {"params": parameters, "weight_decay": CLIP_DECAY, "factor": factor}
             for factor, parameters in groups.items() if parameters]
