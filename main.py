@@ -16,7 +16,6 @@ from typing import Any
 from utils import cli, script
 from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
-from utils.config import FLOAT
 from utils.data.splits import Data
 from utils.settings import Settings, with_recipe
 from utils.training import loading, train
@@ -29,7 +28,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     cli.add_run_flags(parser, epochs=300, lr=0.1, wd=5e-4, milestones="1/2 and 3/4")
     cli.add_recipe_flag(parser)
     flags = parser.flags(argv, before)
-    flags = parser.flags(argv, with_recipe(flags["recipe"], flags["bit"] or FLOAT, before))
+    flags = parser.flags(argv, with_recipe(flags["recipe"], flags["bit"], before))
     return Settings.of(loading.completed(flags, flags["evaluate"]))
 
 

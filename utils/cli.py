@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 import models
+from quant import FLOAT_BITS
 from snn_layers import HALF
 
-from .config import DEFAULT_ARCH, FLOAT, WORKERS
+from .config import DEFAULT_ARCH, WORKERS
 from .data.imagenet import LOADERS
 from .distributed.processes import TIMEOUT
 from .parser import Parser, bits, boolean, count, number
@@ -153,7 +154,7 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
 
 def add_recipe_flag(parser: Parser) -> None:
     """Add the flag that stands for a whole schedule of training."""
-    fast = "; ".join(f"{'float' if bit == FLOAT else f'{bit} bits'} {' '.join(words(flags))}" for bit, flags in FAST.items())
+    fast = "; ".join(f"{'float' if bit == FLOAT_BITS else f'{bit} bits'} {' '.join(words(flags))}" for bit, flags in FAST.items())
     parser.add_argument("--recipe", choices=("published", "fast"), default="published",
                         help="published: the defaults of the flags; fast: fewer epochs ("
                              f"{fast}; at 4 and 3 bits add the float network as --teacher); a flag of its own wins "

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import models
+from quant import FLOAT_BITS
 
 from .errors import UserError
 
 SMOKE_BATCHES = 10
-FLOAT = 32  # bits
 WORKERS = 4
 DEFAULT_ARCH = {"cifar": "alex", "imagenet": "alexnet"}
 CHECK_IMAGES = 2000  # training images, not augmented, on which accuracy is measured beside the test set
@@ -120,7 +120,7 @@ class RunSettings:
         """Return the settings; raise UserError for flags that exclude each other or an architecture of another data set."""
         if flags["amp"] and flags.get("reference"):
             raise UserError("--amp --reference: bfloat16 has too few bits for the sums of the plain spiking layers; leave one out")
-        bit = FLOAT if flags["bit"] is None else flags["bit"]
+        bit = FLOAT_BITS if flags["bit"] is None else flags["bit"]
         arch, others = flags["arch"] or DEFAULT_ARCH[models.family(dataset)], models.architectures("cifar10")
         if dataset != "imagenet" and arch in set(models.architectures("imagenet")) - set(others):
             remedy = "name its directory last" if "loader" in flags else "dali_main.py trains it"

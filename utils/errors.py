@@ -8,12 +8,10 @@ class UserError(Exception):
 class LostError(UserError):
     """The other processes are gone or silent; the cause is in one of them.
 
-    Args:
+    Attributes:
         patience: seconds that the process stays after its message. torchrun looks at its processes now and then, late on a busy
             machine, and reports the earliest error as the cause; a killed process has no error until torchrun looks. If one
             process has failed, torchrun ends the others meanwhile.
     """
 
-    def __init__(self, message: str, patience: float = 30.0):
-        super().__init__(message)
-        self.patience = patience
+    patience = 30.0

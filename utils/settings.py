@@ -31,12 +31,12 @@ def recipe_flags(recipe: str, bit: int) -> dict[str, str]:
     return {} if recipe == "published" else FAST[max(known for known in FAST if known <= bit)]
 
 
-def with_recipe(recipe: str, bit: int, before: Mapping[str, Any]) -> dict[str, Any]:
+def with_recipe(recipe: str, bit: int | None, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings `before`, of a run that goes on or of none, with those of a recipe if the run had another one."""
     if recipe == before.get("recipe", "published"):
         return dict(before)
     named = {name for flags in FAST.values() for name in flags}
-    return {name: value for name, value in before.items() if name not in named} | recipe_flags(recipe, bit)
+    return {name: value for name, value in before.items() if name not in named} | recipe_flags(recipe, bit or FLOAT_BITS)
 
 
 def words(flags: Mapping[str, str]) -> tuple[str, ...]:
