@@ -193,10 +193,10 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     """Return a network for inference that fires the same spikes; later changes of `snn` do not reach it.
 
     A unit in normal form, Σ_k scale_k · conv_k(spikes_k) + bias, convolves spikes as integers with weights as integers, which is
-    exact; scales, bias and neuron are one pass over the accumulators. Other units run as they are, in float64, with the same
-    neuron: `Deployed.exact_units` names them. The spikes are those of `snn` in float64; in float32, `snn` rounds its currents,
-    so that a spike at the threshold sometimes comes a step early or late. Where hidden weights are float (resnet18, ImageNet's
-    recipes) the accumulators are rounded too.
+    exact; scales, bias and neuron are one pass over the accumulators. Other units run in float64 with the same neuron, as they are
+    or as sums of such convolutions: `Deployed.exact_units` names them. The spikes are those of `snn` in float64; in float32, `snn`
+    rounds its currents, so that a spike at the threshold sometimes comes a step early or late. Where hidden weights are float
+    (resnet18, ImageNet's recipes) the accumulators are rounded too.
 
     Args:
         snn: a spiking network; or a quantized one, which is one of a single step: its values are those of a float64 run too.

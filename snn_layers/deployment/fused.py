@@ -54,7 +54,7 @@ def fire(accumulator: Tensor, second: Tensor | None, constants: Tensor, time_ste
     """Return the spike train of `integrate_and_fire` for the currents of these accumulators.
 
     Args:
-        accumulator: [T, N, C] float32, or [1, N, C] float64: a current that is constant over time.
+        accumulator: [T, N, C], float32, or float64 of currents; [1, N, C] is constant over time.
         second: a residual, [T, N, C] of any number type, or None.
         constants: [4 + number of others, 2, C] float32, see `neuron_constants`, or [4, 1, C] float64.
         zero: added to each spike, so that unsigned bytes can hold -1.

@@ -25,19 +25,15 @@ class Geometry:
 
     @classmethod
     def of(cls, layer: nn.Module) -> "Geometry":
-        """Return the geometry of a Conv2d; a linear layer is a 1x1 convolution."""
+        """Return the geometry of a Conv2d; a Conv1d has one row, and a linear layer is a 1x1 convolution."""
         if isinstance(layer, nn.Linear):
             return cls()
-        pads = tuple(layer._reversed_padding_repeated_twice)
-        if isinstance(layer, nn.Conv1d):
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            fits = mode == "constant" and pads[0] == pads[1]
-            padding, pads = ((0, pads[0]), ()) if fits else ((0, 0), (*pads, 0, 0))
-            return cls((1, *layer.stride), padding, (1, *layer.dilation), layer.groups, pads, mode)
-        if layer.padding_mode == "zeros" and pads[::2] == pads[1::2]:
-            return cls(layer.stride, pads[::-2], layer.dilation, layer.groups)
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        return cls(layer.stride, (0, 0), layer.dilation, layer.groups, pads, mode)
+        one, none = ((1,), (0, 0)) if isinstance(layer, nn.Conv1d) else ((), ())
+        pads = (*layer._reversed_padding_repeated_twice, *none)
+        fits = mode == "constant" and pads[::2] == pads[1::2]
+        padding, pads = (pads[::-2], ()) if fits else ((0, 0), pads)
+        return cls((*one, *layer.stride), padding, (*one, *layer.dilation), layer.groups, pads, mode)
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
         """Return x [B, C, H, W] with `pads`; `zero` stands for 0."""

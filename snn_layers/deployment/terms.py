@@ -18,7 +18,7 @@ MOST = 64  # spikes in a sum: two products of such sums and weights, 2 · 2 · 6
 
 @dataclass(frozen=True)
 class Piece:
-    """Spikes of a unit, moved or pooled.
+    """Spikes of a unit, or a value in float64, moved or pooled.
 
     Attributes:
         chain: the calls from the unit's output to these spikes, in order; average pooling adds up.
@@ -43,7 +43,7 @@ Pieces = tuple[Piece, ...]  # concatenated along the channels
 
 @dataclass(frozen=True)
 class Term:
-    """scale · conv(spikes).
+    """scale · conv(x), of spikes or of a value in float64.
 
     Attributes:
         weight: [C', C, k, k] numerators; None is the identity.

@@ -21,7 +21,7 @@ MAP_LIMIT = 2**22  # entries of the largest matrix that a file may hold for a po
 
 def convolution(r: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
                 dilation: list[int], transposed: bool, output_padding: list[int], groups: int) -> str:
-    """Return a convolution: bytes in integers; float64 exactly if the weights are integers; else in float32."""
+    """Return a convolution: bytes in integers; float64 exactly if the weights are integers; else, and transposed, in float32."""
     attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups,
                   "kernel_shape": list(weight.shape[2:])}
     source = r.bytes_of.get(r.value(x))
