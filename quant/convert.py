@@ -115,7 +115,8 @@ def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Ne
         if name in clips:
             parameter.copy_(clips[name])
     for path, bias in biases.items():
-        network.layer(path).bias = bias
+        if bias is not None:
+            network.layer(path).bias = bias
     return network
 
 

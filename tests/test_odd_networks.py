@@ -36,8 +36,8 @@ class Net(nn.Module):
             setattr(self, name, layer)
         self.steps = forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.steps(self, x)
+    def forward(self, x_: Tensor) -> Tensor:
+        return self.steps(self, x_)
 
 
 def conv(size: int = 3, **more) -> nn.Conv2d:
@@ -107,6 +107,10 @@ def in_place_twice(net: Net, x: Tensor) -> Tensor:
     return net.head(F.relu(net.b(z) + h).mean((2, 3)))
 
 
+def odd_names(net: Net, x_: Tensor) -> Tensor:
+    return net.head((F.relu(net.a(net.relu(net.stem(x_)))) * net.gain_).mean((2, 3)))
+
+
 def bottleneck(net: Net, x: Tensor) -> Tensor:
     h = net.shrink(net.relu(net.stem(x)))
     y = F.relu(net.expand(h))
@@ -125,6 +129,7 @@ NETWORKS = {
     "a value that doubles often": (doubled, {"a": conv()}),
     "functions in place": (in_place, {"a": conv(), "b": conv()}),
     "a module in place, called twice": (in_place_twice, {"a": conv(), "b": conv(), "fast": nn.ReLU(inplace=True)}),
+    "names with an underscore": (odd_names, {"a": conv(), "gain_": nn.Buffer(torch.full((8, 1, 1), 0.5))}),
     "linear bottlenecks": (bottleneck, {"shrink": nn.Conv2d(8, 4, 1), "expand": nn.Conv2d(4, 8, 1)}),
 }
 

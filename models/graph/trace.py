@@ -85,7 +85,7 @@ class _Rewriter:
         """Replace a functional call by that of a module where it needs one, and an in-place call by one that is not."""
         module, name = called(node, self.root), call_name(node)
         clip = self._clip(node, module)
-        in_place = (module is None and name.endswith("_") and not name.endswith("__")) or bool(
+        in_place = (node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")) or bool(
             getattr(module, "inplace", False) or node.kwargs.get("inplace"))
         if clip is not None:
             new = self._activation(node, module, clip)
@@ -100,7 +100,7 @@ class _Rewriter:
             new = node
             if in_place and module is None and name.endswith("_"):
                 plain = name.rstrip("_")
-                node.target = plain if node.op == "call_method" else getattr(torch, plain, None) or getattr(F, plain)
+                node.target = plain if node.op == "call_method" else getattr(torch, plain, None) or getattr(F, plain, node.target)
             elif in_place and module is None:
                 node.kwargs = {**node.kwargs, "inplace": False}
         if in_place:  # later readers of the argument see the result
