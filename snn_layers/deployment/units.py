@@ -215,6 +215,6 @@ class SpikingUnit(nn.Module):
         terms = [on_places(conv, x) for conv, x in zip(self.convs, spikes, strict=True)]
         # With a positive scale and the same bias everywhere, the largest accumulator gives the largest current.
         terms[0] = self.pool(self.root, self.neuron.time_steps, terms[0])
-        if len({x.shape for x in terms}) > 1:
+        if any(x.shape != terms[0].shape for x in terms):
             terms = list(torch.broadcast_tensors(*terms))
         return (self.neuron(terms[0], *(terms[1:] or [None])),)
