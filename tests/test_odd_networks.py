@@ -1,6 +1,8 @@
 """Networks that write, move or sum their values in unusual ways: a trace computes what they do, deployed they fire the same."""
 
 from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from snn_layers import (
     to_spiking,
 )
 from snn_layers.energy import fan_out, operations
+from snn_layers.export import network_file
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -156,6 +159,19 @@ def test_deployed_it_is_that_of_a_float64_run(net):
         torch.testing.assert_close(deployed.readouts(IMAGES).double(), expected, rtol=0, atol=1e-5)
     expected = deepcopy(ann).double()(IMAGES.double())
     torch.testing.assert_close(deploy(ann, compile=False)(IMAGES).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [".onnx", ".pt2"])
+def test_a_file_of_it_computes_the_same_for_any_number_of_images(net, kind):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -r requirements-export.txt")
+    ann = fit_(quantize_(net, 2, 2), IMAGES)
+    for network in (ann, to_spiking(ann)):
+        contents = network_file(network, Path(f"network{kind}"), (3, 8, 8), {})
+        if kind == ".onnx":
+            found = onnxruntime.InferenceSession(contents).run(["logits"], {"images": IMAGES.numpy()})[0]
+        else:
+            found = torch.export.load(BytesIO(contents)).module()(IMAGES)["logits"].numpy()
+        assert found == pytest.approx(deploy(network, compile=False)(IMAGES).numpy(), abs=1e-5)
 
 
 def counted(forward, **layers: nn.Module) -> float:

@@ -58,10 +58,11 @@ class Writer:
         if source in flow.size or source in flow.constant:
             return self.emit(source, folded)
         own = flow.folded(source)
-        real = self.emit(source, own)
-        if own == folded or is_place(reader) or call_name(reader).startswith("new_"):
-            return real
-        return self.graph.call_function(sized, (real, self.steps, folded))
+        if is_place(reader) or call_name(reader).startswith("new_"):
+            return self.emit(source, own)
+        if folded and not own:
+            return self.graph.call_function(sized, (self.emit(source, False), self.steps))
+        return self.emit(source, folded)
 
 
 def moving(flow: Flow, chain: tuple[fx.Node, ...], windows: dict[fx.Node, tuple], zero: int = 0) -> Callable[..., Tensor] | None:
@@ -136,10 +137,9 @@ def increments(x: Tensor, time_steps: int) -> Tensor:
     return torch.cat((steps[:1], steps.diff(dim=0))).flatten(0, 1)
 
 
-def sized(x: Tensor, time_steps: int, folded: bool) -> Tensor:
-    """Return a tensor without memory, of x's shape with time folded into the batch or taken out of it."""
-    batch = len(x) * time_steps if folded else len(x) // time_steps
-    return torch.empty(batch, *x.shape[1:], device="meta")
+def sized(x: Tensor, time_steps: int) -> Tensor:
+    """Return a tensor without memory, of x's shape with time folded into the batch."""
+    return torch.empty(len(x) * time_steps, *x.shape[1:], device="meta")
 
 
 def floating(x: Tensor) -> Tensor:
