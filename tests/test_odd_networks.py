@@ -161,17 +161,20 @@ def test_deployed_it_is_that_of_a_float64_run(net):
     torch.testing.assert_close(deploy(ann, compile=False)(IMAGES).double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [".onnx", ".pt2"])
-def test_a_file_of_it_computes_the_same_for_any_number_of_images(net, kind):
+def test_a_file_of_it_computes_the_same_for_any_number_of_images(net):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -r requirements-export.txt")
     ann = fit_(quantize_(net, 2, 2), IMAGES)
     for network in (ann, to_spiking(ann)):
-        contents = network_file(network, Path(f"network{kind}"), (3, 8, 8), {})
-        if kind == ".onnx":
-            found = onnxruntime.InferenceSession(contents).run(["logits"], {"images": IMAGES.numpy()})[0]
-        else:
-            found = torch.export.load(BytesIO(contents)).module()(IMAGES)["logits"].numpy()
+        file = onnxruntime.InferenceSession(network_file(network, Path("network.onnx"), (3, 8, 8), {}))
+        found = file.run(["logits"], {"images": IMAGES.numpy()})[0]
         assert found == pytest.approx(deploy(network, compile=False)(IMAGES).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("net", ["a view before the readout"], indirect=True)
+def test_a_program_for_torch_takes_any_number_of_images(net):
+    snn = to_spiking(fit_(quantize_(net, 2, 2), IMAGES))
+    program = torch.export.load(BytesIO(network_file(snn, Path("network.pt2"), (3, 8, 8), {}))).module()
+    torch.testing.assert_close(program(IMAGES)["logits"], deploy(snn, compile=False)(IMAGES))
 
 
 def counted(forward, **layers: nn.Module) -> float:
