@@ -326,6 +326,15 @@ def test_what_cannot_be_followed_is_refused(name):
         Network(net)
 
 
+def test_a_tensor_that_is_computed_of_parameters_is_named():
+    net = Net(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x)))).mean((2, 3))), a=conv())
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        net.a = nn.utils.weight_norm(net.a)
+    net(IMAGES)
+    with pytest.raises(ValueError, match="call remove_weight_norm first"):
+        Network(net)
+
+
 def test_a_scale_below_what_float32_divides_by_is_zero():
     norm = nn.BatchNorm2d(8)
     ann = quantized(lambda net, x: net.head(F.relu(net.norm(net.a(net.relu(net.stem(x))))).mean((2, 3))), a=conv(), norm=norm)

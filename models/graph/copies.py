@@ -7,9 +7,17 @@ from torch import Tensor, fx, nn
 
 
 def sharing_copy(module: nn.Module, buffers: bool) -> nn.Module:
-    """Return a copy with the same Parameter objects and, if asked for, the same buffers."""
+    """Return a copy with the same Parameter objects and, if asked for, the same buffers.
+
+    Raises:
+        ValueError: a tensor that is computed of parameters, as torch.nn.utils.weight_norm keeps it.
+    """
     shared = (*module.parameters(), *(module.buffers() if buffers else ()))
-    return deepcopy(module, {id(tensor): tensor for tensor in shared})
+    try:
+        return deepcopy(module, {id(tensor): tensor for tensor in shared})
+    except RuntimeError as error:
+        raise ValueError(f"{type(module).__name__} keeps a tensor that it has computed of its parameters: call remove_weight_norm "
+                         "first, or take torch.nn.utils.parametrizations") from error
 
 
 def tree(leaves: dict[str, nn.Module | Tensor]) -> nn.Module:
