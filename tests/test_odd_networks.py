@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -357,14 +358,14 @@ def test_a_monitor_sees_the_spikes_of_each_unit():
     net = Net(*NETWORKS["linear bottlenecks"][:1], **deepcopy(NETWORKS["linear bottlenecks"][1]))
     net(IMAGES)
     ann = fit_(quantize_(net.eval(), 3, 3), IMAGES)
-    rates = []
-    for snn in (to_spiking(ann), deploy(to_spiking(ann), compile=False)):
-        with LayerMonitor(ann, snn) as monitor:
-            ann(IMAGES)
+    found = []
+    for network, snn in product((ann, deploy(ann, compile=False)), (to_spiking(ann), deploy(to_spiking(ann), compile=False))):
+        with LayerMonitor(network, snn) as monitor:
+            network(IMAGES)
             snn(IMAGES)
-        rates.append([row.firing_rate for row in monitor.statistics()])
-    assert rates[1] == pytest.approx(rates[0])
-    assert min(rates[1]) > 0
+        found.append([value for row in monitor.statistics() for value in (row.firing_rate, row.error)])
+    assert all(values == pytest.approx(found[0], abs=1e-5) for values in found)
+    assert min(found[0][::2]) > 0.1
 
 
 def test_outputs_that_are_no_tensors_come_from_the_first_run():
