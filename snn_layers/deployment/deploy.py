@@ -38,7 +38,7 @@ class Deployed(nn.Module):
         self.index = {unit.name: index for index, unit in enumerate(snn.graph.units)}
         self.thetas = {name: neuron.threshold.detach().double() for name, neuron in snn.units()}
         self.channels: dict[str, int] = {}
-        self.sizes: dict[torch.Size, int] = {}  # bytes of currents and spikes of an image of this shape in the first unit
+        self.chunks: dict[torch.Size, int] = {}  # images of this shape at a time
         for unit in snn.graph.units:
             self.update_(snn, unit)
         self.head = Excerpt(snn, snn.graph.readout, torch.float32)
@@ -142,18 +142,18 @@ class Deployed(nn.Module):
         return images.split(chunk) if len(images) > chunk else (images,)
 
     def fitting_chunk(self, images: Tensor) -> int:
-        """Return how many images go through the network at a time.
+        """Return how many images go through the network at a time, the same for all batches of a shape.
 
         On a CPU so many that the caches hold the currents and spikes of the first, usually widest layer; on a GPU so many that
-        those of some such layers fit into a quarter of the free memory.
+        those of some such layers fit into a quarter of the memory that is free at first.
         """
         shape = images.shape[1:]
-        if shape not in self.sizes:
-            first = self.body[0]  # the first activation sees only images
-            current, *_ = first.calls(self.time_steps, images[:1].double())
-            self.sizes[shape] = max(1, self.time_steps * current.numel() * (4 + first.neuron.dtype.itemsize))
-        room = torch.cuda.mem_get_info(images.device)[0] // (4 * ALIVE) if images.is_cuda else WORKING_SET
-        return max(1, room // self.sizes[shape])
+        if shape not in self.chunks:
+            current, *_ = self.body[0].calls(self.time_steps, images[:1].double())  # the first activation sees only images
+            size = max(1, self.time_steps * current.numel() * (4 + self.body[0].neuron.dtype.itemsize))
+            room = torch.cuda.mem_get_info(images.device)[0] // (4 * ALIVE) if images.is_cuda else WORKING_SET
+            self.chunks[shape] = max(1, room // size)
+        return self.chunks[shape]
 
     def units(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield (name, neuron) of each unit; the neuron's `decode` turns its output into s·θ."""
