@@ -6,9 +6,10 @@ from .graph.copies import tree
 from .graph.network import Facts, Network, Recipe, Values, joined
 from .graph.regions import INPUT, Graph, Part, live
 from .graph.writing import mean_over_time, moving, repeat_over_time
-from .registry import CLASSES, REGISTRY, architectures, build, family, file_of, function_of, label, module, recipe, same
+from .registry import CLASSES, REGISTRY, architectures, build, failing, family, file_of, function_of, label, module, recipe, same
 from .unit import BasicBlock, Shortcut, Stack, Unit
 
 __all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
-           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "family", "file_of", "function_of", "joined", "label",
-           "live", "mean_over_time", "module", "moving", "reason_of", "recipe", "repeat_over_time", "same", "tree"]
+           "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "failing", "family", "file_of", "function_of",
+           "joined", "label", "live", "mean_over_time", "module", "moving", "reason_of", "recipe", "repeat_over_time", "same",
+           "tree"]

@@ -67,7 +67,12 @@ def fit_(network: Network, images: Tensor) -> Network:
     Args:
         network: a quantized network; in a float one all BN statistics are re-estimated.
         images: [N, 3, H, W], training images; about a thousand are enough.
+
+    Raises:
+        ValueError: a module that `quantize_` has not returned.
     """
+    if not isinstance(network, Network):
+        raise ValueError(f"a {type(network).__name__} has no thresholds to fit: take the network that quantize_ returns")
     with ExitStack() as stack:
         stack.callback(network.train, network.training)
         network.eval()

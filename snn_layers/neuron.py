@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+import models
 from quant import QuantReLU, shifted
 
 from .functional import HALF, integrate_and_fire, rounded
@@ -34,6 +35,21 @@ class Neuron:
 
 NEURONS = MappingProxyType({name: Neuron(name, partial(integrate_and_fire, signed=signed), signed)
                             for name, signed in (("signed", True), ("unsigned", False))})
+
+
+@torch.no_grad()
+def checked(kind: Neuron) -> Neuron:
+    """Return a neuron of a user after a look at what its equation makes of small currents.
+
+    Raises:
+        ValueError: the equation fails, or its result is no spike train.
+    """
+    current, known = torch.linspace(-1, 1, 24).view(3, 2, 4), torch.tensor([-1.0, 0.0, 1.0])
+    with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
+        spikes = kind.equation(current, torch.tensor(1.0), delay=0, start=HALF)
+    if not isinstance(spikes, Tensor) or spikes.shape != current.shape or not torch.isin(spikes, known).all():
+        raise ValueError(f"the neuron {kind.name} does not map currents [T, B, ...] to as many spikes of -1, 0 and 1")
+    return kind
 
 
 def levels(most: int) -> Neuron:

@@ -336,6 +336,15 @@ def test_a_tensor_that_is_computed_of_parameters_is_named():
         Network(net)
 
 
+def test_a_network_that_is_not_quantized_yet_is_told_so():
+    net = Net(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x)))).mean((2, 3))), a=conv())
+    for call in (lambda: fit_(net, IMAGES), lambda: to_spiking(net)):
+        with pytest.raises(ValueError, match="take the network that quantize_ returns"):
+            call()
+    with pytest.raises(ValueError, match="deploy takes what to_spiking returns, or quantize_"):
+        deploy(net)
+
+
 def test_a_scale_below_what_float32_divides_by_is_zero():
     norm = nn.BatchNorm2d(8)
     ann = quantized(lambda net, x: net.head(F.relu(net.norm(net.a(net.relu(net.stem(x))))).mean((2, 3))), a=conv(), norm=norm)

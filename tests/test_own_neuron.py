@@ -10,7 +10,7 @@ from leaky import leaky
 import snn
 import snn_ft
 from quant import fit_, quantize_
-from snn_layers import NEURONS, Neuron, calibrate_rates_, deploy, integrate_and_fire, spikes, to_spiking
+from snn_layers import NEURONS, Neuron, calibrate_rates_, checked, deploy, integrate_and_fire, spikes, to_spiking
 from snn_layers.native import calls
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
@@ -128,6 +128,16 @@ def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
     tuned = snn_ft.main([*digits, "--method", "global"])
     assert tuned["directory"] == tmp_path / f"{TINY_RUN}_2bit_ft_global_leaky_test"
     assert tuned["neuron"] == "leaky"
+
+
+@pytest.mark.parametrize(("equation", "named"), [
+    (lambda current, threshold: current, r"mine\(current, threshold, delay=, start=\) fails \(TypeError"),
+    (lambda current, threshold, delay, start: current[0], "does not map currents"),
+    (lambda current, threshold, delay, start: 3 * current, "does not map currents")])
+def test_an_equation_that_gives_no_spikes_is_named(equation, named):
+    with pytest.raises(ValueError, match=named):
+        checked(Neuron("mine", equation))
+    assert checked(LEAKY) is LEAKY
 
 
 def test_what_is_no_neuron_is_named(digits):

@@ -266,7 +266,7 @@ def test_cifar100_from_the_official_files(tmp_path):
 
 
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
-def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
+def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher, capsys):
     init = ["--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     run = [*SMALL, "--bit", "2", "--method", "global", "-u", "-n", "2", "--lr", "1e-3", "--calib", "320", "--check-images", "32",
            *init, *teacher]
@@ -278,6 +278,9 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher):
     assert tuned["after"] > tuned["before"]
     assert snn_ft.main([*run, "--resume"]) == tuned
     assert "optimizer" in read_checkpoint(tuned["directory"] / "checkpoint.pth.tar")
+    for neuron, said in (["-u"], False), ([], True):  # signed neurons would spoil what unsigned ones have learned
+        snn.main([*SMALL, "--bit", "2", "-e", "-t", *neuron, "--init", str(tuned["directory"] / "model_best.pth.tar")])
+        assert ("was tuned for unsigned neurons: --neuron unsigned" in capsys.readouterr().err) is said
 
 
 def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):

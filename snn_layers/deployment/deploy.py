@@ -207,7 +207,7 @@ def deploy(snn: Network, integer: bool | None = None, chunk: int | None = None, 
     Raises:
         ValueError: a float network; with `integer`, hidden weights that are not small integers, or levels that no byte holds.
     """
-    if snn.neuron is None and snn.bit == FLOAT_BITS:
+    if not isinstance(snn, Network) or (snn.neuron is None and snn.bit == FLOAT_BITS):
         raise ValueError("a float network has no spikes and no levels: deploy takes what to_spiking returns, or quantize_")
     if snn.neuron is None:
         snn = to_levels(snn)

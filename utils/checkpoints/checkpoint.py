@@ -195,7 +195,8 @@ def _rebuild(contents: dict[str, Any], arch: str | None, bit: int | None, datase
             raise ValueError(f"holds {name} of type {type(contents[name]).__name__}: copy or train it again")
     for name, expected in {"arch": arch, "bit": bit, "dataset": dataset}.items():
         if expected is not None and contents[name] != expected and not (name == "arch" and models.same(arch, contents["arch"])):
-            raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}")
+            start = "; --fit N quantizes a float network, main.py --init trains it" * (contents[name] == FLOAT_BITS)
+            raise ValueError(f"holds {name} {contents[name]}, not {expected}: name a fitting file, or change --{name}{start}")
     if "head.weight" in state and len(state["head.weight"]) != contents["num_classes"]:  # checked before so many are allocated
         raise ValueError(f"says {contents['num_classes']} classes, but its head.weight has {len(state['head.weight'])}")
     if not any(value.dim() and len(value) == contents["num_classes"] for value in state.values()):

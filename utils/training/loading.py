@@ -9,7 +9,7 @@ from typing import Any
 import models
 from models import Network
 from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
-from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, deploy, norm_steps, to_spiking
+from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, checked, deploy, norm_steps, to_spiking
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
@@ -75,7 +75,8 @@ def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tupl
     """
     run = settings.run
     if run.bit == FLOAT_BITS:
-        raise UserError("--bit 32 is float and cannot spike: pass the bits of the checkpoint, --bit 2 to 8")
+        raise UserError("32 bits are float and cannot spike: pass the bits of a quantized checkpoint, --bit 2 to 8; of a float one "
+                        "--bit 4 --fit 512 makes a quantized network, and main.py --bit 4 --init FILE trains it")
     if settings.spiking.fit:
         network = fitted(settings, data)
         return network, network, None
@@ -83,6 +84,9 @@ def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tupl
     network = data.placed(network)
     if "finetune" not in contents:
         return network, network, None
+    tuned_for = contents["finetune"].get("neuron")
+    if tuned_for not in (None, settings.spiking.neuron) and not learns:
+        print(f"{init_path(run)} was tuned for {tuned_for} neurons: --neuron {tuned_for} scores it as such", file=sys.stderr)
     return network, data.placed(original(run, data, learns) or network), contents["finetune"]
 
 
@@ -148,7 +152,7 @@ def spiking(how: SpikeSettings, ann: Network) -> Network:
     """Convert a quantized network."""
     try:
         found = models.file_of(how.neuron)
-        neuron = how.neuron if found is None else Neuron(found[1], models.function_of(*found))
+        neuron = how.neuron if found is None else checked(Neuron(found[1], models.function_of(*found)))
         return to_spiking(ann, neuron, how.delay, how.steps, how.start)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -208,8 +212,7 @@ def compile_(networks: list[Deployed], batches: Batches) -> None:
     if not next(networks[-1].buffers()).is_cuda:
         return
     began = time.monotonic()
-    parts = networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1))))
-    for part in parts:
+    for part in networks[-1].parts(batches.first(2 * networks[-1].fitting_chunk(batches.first(1)))):
         for network in networks:
             network(part)
     seconds = time.monotonic() - began
