@@ -96,6 +96,8 @@ class RunDirectory:
             print(f"started again: going on with {self.path}", file=sys.stderr)
         self.file = last if self.restarted or run.resume == Path() else run.resume
         self.contents: dict[str, Any] = {}
+        if self.file == last and not last.exists():
+            raise UserError(f"--resume: {last} does not exist, there is no run to go on with; leave --resume out")
         if self.file is not None:
             self.contents = read_checkpoint(self.file)
             if self.file.parent.resolve() != self.path.resolve():

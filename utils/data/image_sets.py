@@ -108,6 +108,9 @@ def class_names(root: Path) -> list[str]:
     Raises:
         UserError: a missing or empty folder, or a class that one split lacks; names it.
     """
+    for folder in (root / "train", root / "test"):
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: --data DIR has train/ and test/, a folder per class in each")
     return read_splits([root / "train", root / "test"])[0].classes
 
 
