@@ -121,6 +121,11 @@ def odd_names(net: Net, x_: Tensor) -> Tensor:
     return net.head((F.relu(net.a(net.relu(net.stem(x_)))) * net.gain_).mean((2, 3)))
 
 
+def flat_calls(net: Net, x: Tensor) -> Tensor:
+    y = F.dropout(F.relu(net.a(net.relu(net.stem(x)))).flatten(1), training=net.training)
+    return net.head(0.1 * F.relu(net.c(F.relu(net.b(y)).clone())))
+
+
 def bottleneck(net: Net, x: Tensor) -> Tensor:
     h = net.shrink(net.relu(net.stem(x)))
     y = F.relu(net.expand(h))
@@ -139,6 +144,7 @@ NETWORKS = {
     "a value that doubles often": (doubled, {"a": conv()}),
     "functions in place": (in_place, {"a": conv(), "b": conv()}),
     "a module in place, called twice": (in_place_twice, {"a": conv(), "b": conv(), "fast": nn.ReLU(inplace=True)}),
+    "calls that keep values flat": (flat_calls, {"a": conv(), "b": nn.Linear(512, 16), "c": nn.Linear(16, 8)}),
     "names with an underscore": (odd_names, {"a": conv(), "gain_": nn.Buffer(torch.full((8, 1, 1), 0.5))}),
     "linear bottlenecks": (bottleneck, {"shrink": nn.Conv2d(8, 4, 1), "expand": nn.Conv2d(4, 8, 1)}),
 }
@@ -181,6 +187,11 @@ def test_a_program_for_torch_takes_any_number_of_images(net):
     snn = to_spiking(fit_(quantize_(net, 2, 2), IMAGES))
     program = torch.export.load(BytesIO(network_file(snn, Path("network.pt2"), (3, 8, 8), {}))).module()
     torch.testing.assert_close(program(IMAGES)["logits"], deploy(snn, compile=False)(IMAGES))
+
+
+@pytest.mark.parametrize("net", ["calls that keep values flat", "views of maps"], indirect=True)
+def test_linear_layers_of_flat_values_convolve_spikes_as_integers(net):
+    assert deploy(to_spiking(fit_(quantize_(net, 2, 2), IMAGES)), compile=False).exact_units() == []
 
 
 def counted(forward, **layers: nn.Module) -> float:

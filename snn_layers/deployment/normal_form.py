@@ -11,12 +11,11 @@ from quant import APoTWeight
 
 from ..step_norm import StepNorm
 from .integer import Geometry
-from .terms import MOST, MOVES, Affine, Piece, Pieces, Term, normalization, pads_zeros, weight_integers
+from .terms import ARITHMETIC, JOINS, MOST, MOVES, Affine, Piece, Pieces, Term, normalization, pads_zeros, weight_integers
 
 MOVING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 FLAT = (nn.Linear, nn.BatchNorm1d, StepNorm, *SAME)  # they map [B, C] to [B, C']
-ARITHMETIC = ("add", "sub", "mul", "truediv", "div", "neg")
 
 
 def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | None:
@@ -103,11 +102,10 @@ class _Reader:
             return (Piece(name, channels=self.channels.get(name)),)
         if self.snn.graph.flow.region.get(node) == "static":  # runs once: not for each step, as a sum would
             return None
-        layer = self.snn.layer(node.target) if node.op == "call_module" else None
-        name = call_name(node) if layer is None else getattr(getattr(layer, "function", None), "__name__", "")
+        layer, name = self._call(node)
         if isinstance(layer, SAME) or "dropout" in name or name == "clone":
             return self.read(node.args[0])
-        if layer is None and name in ("cat", "concat", "concatenate"):
+        if name in JOINS:
             parts = [self._pieces(part) for part in node.args[0]]
             along = argument(node, 1, "dim", 0) == 1 and all(isinstance(part, tuple) for part in parts)
             return tuple(piece for part in parts for piece in part) if along else None
@@ -144,9 +142,8 @@ class _Reader:
             return tuple(replace(piece.through(node), windows=(*piece.windows, (node, None))) for piece in pieces)
         if isinstance(layer, POOLS):
             return tuple(piece.through(node) for piece in pieces)
-        if call_name(node) == "pad" and not pads_zeros(node, pieces[0]):
-            return None
-        return (pieces[0].through(node, moves=True),) if len(pieces) == 1 else None
+        padded = call_name(node) == "pad" and not pads_zeros(node, pieces[0])
+        return (pieces[0].through(node, moves=True),) if len(pieces) == 1 and not padded else None
 
     def _summed(self, node: fx.Node, pool: nn.AvgPool2d, pieces: Pieces) -> Pieces | None:
         """Return pieces after average pooling, if all its windows are whole and their sums fit into a byte."""
@@ -178,21 +175,24 @@ class _Reader:
                  for piece, part in zip(pieces, weight.split(sizes, 1), strict=True)]
         return Affine(tuple(terms), torch.zeros_like(step) if layer.bias is None else layer.bias.detach().double())
 
-    def _flat(self, node: object) -> bool:
-        """Return whether a node is [B, C]: flattened, or made of such nodes by linear layers and arithmetic."""
-        if not isinstance(node, fx.Node):
-            return True  # a number
+    def _call(self, node: fx.Node) -> tuple[nn.Module | None, str]:
+        """Return the layer that a node calls, None for a function, and the function's name, also of one that follows the mode."""
+        layer = self.snn.layer(node.target) if node.op == "call_module" else None
+        return layer, call_name(node) if layer is None else getattr(getattr(layer, "function", None), "__name__", "")
+
+    def _flat(self, node: fx.Node) -> bool:
+        """Return whether a node is [B, C]: flattened, or made of such nodes by calls that keep the axes."""
         if node not in self.flat:
-            layer, name = self.snn.layer(node.target) if node.op == "call_module" else None, call_name(node)
+            layer, name = self._call(node)
             if isinstance(layer, nn.Flatten):
                 self.flat[node] = (layer.start_dim, layer.end_dim) == (1, -1)
-            elif layer is None and name == "flatten":
+            elif name == "flatten":
                 self.flat[node] = argument(node, 1, "start_dim", 0) == 1 and argument(node, 2, "end_dim", -1) == -1
-            elif layer is None and name in ("view", "reshape"):
+            elif name in ("view", "reshape"):
                 self.flat[node] = len(node.args) == 3
             else:
-                keeps = isinstance(layer, FLAT) or node.target in self.names or (layer is None and name in ARITHMETIC)
-                self.flat[node] = keeps and all(map(self._flat, node.args))
+                keeps = isinstance(layer, FLAT) or name in (*ARITHMETIC, *JOINS, "clone") or "dropout" in name
+                self.flat[node] = (keeps or node.target in self.names) and all(map(self._flat, node.all_input_nodes))
         return self.flat[node]
 
     def _arithmetic(self, node: fx.Node, name: str) -> Affine | None:

@@ -13,6 +13,7 @@ from .integer import EXACT, Geometry
 # Calls that move values without changing them: they work on spikes as they are stored.
 MOVES = {"flatten", "view", "reshape", "permute", "transpose", "getitem", "chunk", "split", "contiguous", "squeeze", "unsqueeze",
          "flip", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "select", "narrow", "unflatten", "pad"}
+ARITHMETIC, JOINS = ("add", "sub", "mul", "truediv", "div", "neg"), ("cat", "concat", "concatenate")
 MOST = 64  # spikes in a sum: two products of such sums and weights, 2 · 2 · 64 · 127, fit into 16 bits
 
 
