@@ -142,11 +142,17 @@ def _moved(ann: Network, node: fx.Node, layer: nn.Module | None, known: dict[fx.
     x, name = known[next(source for source in node.all_input_nodes if source in known)], call_name(node)
     if isinstance(layer, (*NORMS, *SAME, FollowsMode, *AVERAGES)) or (layer is None and name in KEPT):
         return x
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _value(ann, source, known))
+    found = _computed(ann, node, layer, known)
     if name.startswith("avg_pool") or isinstance(layer, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
         kernel = argument(node, 1, "kernel_size") if layer is None else layer.kernel_size
         kernel = (kernel,) if isinstance(kernel, int) else tuple(kernel)
-        return (layer or node.target)(*args, **kwargs) * prod(kernel) ** ((x.dim() - 2) // len(kernel))
+        return found * prod(kernel) ** ((x.dim() - 2) // len(kernel))
+    return found
+
+
+def _computed(ann: Network, node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Any:
+    """Return what a call makes of counts in the place of the values that it reads."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _value(ann, source, known))
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     return (layer or node.target)(*args, **kwargs)
@@ -159,8 +165,7 @@ def _value(ann: Network, source: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
     sizes = ann.graph.flow.size
     if source not in sizes or not all(read in known or read in sizes for read in source.all_input_nodes):
         return 1
-    args, kwargs = fx.map_arg((source.args, source.kwargs), lambda read: _value(ann, read, known))
-    return getattr(args[0], source.target)(*args[1:], **kwargs) if source.op == "call_method" else source.target(*args, **kwargs)
+    return _computed(ann, source, None, known)
 
 
 def total(rows: list[Operations]) -> Operations:
