@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from .image_files import damage, read_splits
+from .image_files import ImageFiles, damage, read_splits
 
 SIZE = 32
 SUMS = "SHA256SUMS"
@@ -102,25 +102,26 @@ def read_digits(train: bool) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(digits.target[chosen]).long()
 
 
-def class_names(root: Path) -> list[str]:
-    """Return the classes of a folder of images, the same in both splits; a label is the index of a class.
+def folder_splits(root: Path) -> tuple[ImageFiles, ImageFiles]:
+    """Return the training and the test images of a folder; a label is the index of a class, the same in both.
 
     Raises:
         UserError: a missing or empty folder, or a class that one split lacks; names it.
     """
-    for folder in (root / "train", root / "test"):
+    folders = [root / "train", root / "test"]
+    for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: --data DIR has train/ and test/, a folder per class in each")
-    return read_splits([root / "train", root / "test"])[0].classes
+    return read_splits(folders)
 
 
 def read_folder(root: Path, train: bool, size: int) -> tuple[Tensor, Tensor]:
     """Return images [N, 3, size, size] uint8 and labels [N] int64; images of another size are resized and cropped, with a note.
 
     Raises:
-        UserError: see `class_names`; a file that cannot be decoded, by name.
+        UserError: see `folder_splits`; a file that cannot be decoded, by name.
     """
-    files = read_splits([root / "train", root / "test"])[not train]
+    files = folder_splits(root)[not train]
     images, others = [], 0
     for path in files.paths:
         try:

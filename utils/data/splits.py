@@ -13,7 +13,7 @@ from ..errors import UserError
 from .batches import Batches
 from .cifar import ImageSet, TensorLoader, load_images
 from .image_files import MEAN, SIZE, STD, ImageFiles, read_splits
-from .image_sets import class_names
+from .image_sets import folder_splits
 from .imagenet import ImageLoader, has_dali
 
 
@@ -40,7 +40,7 @@ class Data:
             if self.place.world > 1:
                 raise UserError(f"{self.place.world} processes: {settings.dataset} runs in one; for ImageNet name its directory")
             folder = settings.dataset == "folder"
-            self.classes = len(class_names(settings.data)) if folder else models.CLASSES[settings.dataset]
+            self.classes = len(folder_splits(settings.data)[0].classes) if folder else models.CLASSES[settings.dataset]
             self.fit_images = 1024
         self.pixels = None if settings.mean is None else (settings.mean, settings.std)
 

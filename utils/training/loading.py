@@ -120,7 +120,7 @@ def completed(flags: dict[str, Any], as_it_is: bool = True) -> dict[str, Any]:
         as_it_is: the network keeps its bits, so that missing ones come from the file too.
     """
     file = flags.get("init")
-    wanted = [name for name in ("arch", "bit")[:1 + as_it_is] if flags[name] is None]
+    wanted = [name for name in ("arch", *["bit"] * as_it_is) if flags[name] is None]
     if file is None or not wanted:
         return flags
     ours = read_checkpoint(file)
