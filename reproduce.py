@@ -1,6 +1,6 @@
 r"""Measure a table of the paper: plan its runs, make those that are missing, write the results. It goes on after an interruption.
 
-    python reproduce.py                                              # the plan of all tables, nothing is run
+    python reproduce.py                                              # a line for each table, nothing is run
     python reproduce.py --table cifar10 --epochs-scale 0.15 --result result/mine    # plan and run; shortened, cosine
     python reproduce.py --table cifar10 --rows "resnet20, 3 bits" --list
     python reproduce.py --table conversion --networks result/published --seeds 0 1 2 --readme result/tables.md
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--table", choices=TABLES, help="the table to measure (default: only plan, all of them)")
+    add("--table", choices=TABLES, help="the table to measure (default: only plan all of them, a line for each)")
     add("--list", action="store_true", help="only plan: which runs are there, which are missing, how long they would take")
     add("--rows", nargs="+", default=[""], metavar="TEXT",
         help='only rows of these names, or whose name holds one of these, as "2 bits, signed"')
@@ -91,6 +91,7 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
     """Print each row with its result, if known, and its missing runs."""
     before = {result.key: result for result in known}
     width = max(len(row.name) for row in rows)
+    print(f"{'row':<{width}}{'missing, with its networks':>28}   {'measured so far':<32}published")
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
@@ -99,8 +100,13 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
         result = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
-        print(f"{row.name:<{width}}{state:>24}   {result:<32}{published}")
-    print(f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}\n", flush=True)
+        print(f"{row.name:<{width}}{state:>28}   {result:<32}{published}")
+    print(f"{missing(plan)}\n", flush=True)
+
+
+def missing(plan: Plan) -> str:
+    """Return how many runs are missing, and how long they would take."""
+    return f"{len(plan.missing)} runs are missing, about {duration(plan.minutes(plan.missing))}"
 
 
 def collect(rows: list[Row], study: Path) -> list[Result]:
@@ -135,6 +141,9 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     if not args.list:
         table_file.check_same(known, chosen, path)
     plan = Plan(chosen, args.study)
+    if args.table is None and chosen == rows:
+        print(f"table {table:<18}{len(chosen):>4} rows, {len(known)} measured so far; {missing(plan)}", flush=True)
+        return known
     print(f"table {table}")
     print_plan(chosen, plan, known)
     if args.list:
@@ -160,7 +169,10 @@ def main(argv: list[str] | None = None) -> dict[str, list[Result]]:
     args = parse(argv)
     args.list = args.list or args.table is None
     rows = {table: table_rows(table, args) for table in ([args.table] if args.table else TABLES)}
-    return {table: work(table, rows[table], chosen, args) for table, chosen in choose(rows, args.rows).items()}
+    found = {table: work(table, rows[table], chosen, args) for table, chosen in choose(rows, args.rows).items()}
+    if args.table is None:
+        print("\nnext: --table NAME --list tells its rows, --table NAME makes its missing runs")
+    return found
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import reproduce
 from utils.errors import UserError
 from utils.study import plan, stages, table_file
 from utils.study.plan import Plan, Speed
-from utils.study.tables import rows_of
+from utils.study.tables import TABLES, rows_of
 
 
 def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -35,6 +35,11 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
         reproduce.main([*places, "--seeds", "1", "0", "1"])
     monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
     assert reproduce.main([*places, "--rows", "vgg16", "vgg11"]) == {"cifar10": [], "imagenet": []}
+    capsys.readouterr()
+    assert reproduce.main(places) == {table: [] for table in TABLES}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:-2]] == list(TABLES)
+    assert all("rows, 0 measured so far" in line for line in lines[:-2])
     with pytest.raises(UserError, match="a plan makes no table"):
         reproduce.main([*places, "--readme", str(ROOT / "result" / "tables.md")])
     (tmp_path / "page.md").write_text("no markers")

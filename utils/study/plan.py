@@ -105,4 +105,7 @@ class Plan:
 def duration(minutes: float) -> str:
     """Return a time as text."""
     hours = minutes / 60
-    return f"{minutes:.1f} minutes" if minutes < 90 else f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:.0f} days"
+    days = hours / 24
+    if minutes < 90:
+        return f"{minutes:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 72 else f"{days:.0f} days" if days < 1000 else f"{days / 365:.0f} years"
