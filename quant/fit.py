@@ -1,5 +1,6 @@
 """Fit clips, thresholds and BN statistics of a freshly quantized network, without labels or gradients."""
 
+import warnings
 from contextlib import ExitStack
 from math import cos, inf, pi
 
@@ -62,7 +63,7 @@ def fit_(network: Network, images: Tensor) -> Network:
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
     value of least squared error, each BN after a quantized weight the statistics of this batch, each threshold the value of
-    least squared error for its inputs. Later layers see the earlier ones already fitted.
+    least squared error for its inputs. Later layers see the earlier ones already fitted. Where no BN follows, a warning says so.
 
     Args:
         network: a quantized network; in a float one all BN statistics are re-estimated.
@@ -73,6 +74,9 @@ def fit_(network: Network, images: Tensor) -> Network:
     """
     if not isinstance(network, Network):
         raise ValueError(f"a {type(network).__name__} has no thresholds to fit: take the network that quantize_ returns")
+    if bare := layers_without_norm(network):
+        warnings.warn(f"no BN follows {len(bare)} layers whose weights are quantized and so normalised, {bare[0]} first: the "
+                      "network has to be trained, or needs float weights (weight_bit 32)", stacklevel=3)  # above the decorator
     with ExitStack() as stack:
         stack.callback(network.train, network.training)
         network.eval()
@@ -100,6 +104,17 @@ def fitted_norms(network: Network) -> list[nn.Module]:
         if isinstance(layer, NORMS) and layer.running_mean is not None and (network.bit == FLOAT_BITS or node in touched):
             found[node.target] = layer
     return list(found.values())
+
+
+def layers_without_norm(network: Network) -> list[str]:
+    """Return the layers with normalised weights between two activations of which no batch normalisation restores the scale."""
+    found = []
+    for part in network.graph.parts:
+        layers = {node.target: network.layer(node.target) for node in part.nodes if node.op == "call_module"}
+        if not any(isinstance(layer, NORMS) for layer in layers.values()):
+            found += [path for path, layer in layers.items()
+                      if isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, APoTWeight)]
+    return found
 
 
 def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:

@@ -141,6 +141,17 @@ def test_fitting_restores_mode_and_momentum():
     assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
 
 
+def test_normalised_weights_without_bn_are_told():
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+                         nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+    images = torch.randn(4, 3, 9, 9)
+    with pytest.warns(UserWarning, match="no BN follows 1 layers .* 2 first"):
+        fit_(quantize_(bare, 3), images)
+    fit_(quantize_(bare, 3, weight_bit=32), images)
+    fit_(quantize_(models.build("resnet20"), 3), torch.randn(4, 3, 32, 32))
+
+
 @pytest.mark.parametrize("steps", [3, 15])
 def test_fitted_threshold_and_clip_beat_their_neighbours(steps):
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).abs()
