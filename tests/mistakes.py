@@ -113,6 +113,7 @@ MISTAKES = {
     "--dali_cpu without ImageNet": ("snn_ft.py --bit 3 --dali_cpu", "name its directory"),
     "--steps of a trainer": ("main.py --steps 3", "unrecognized arguments: --steps 3"),
     "float for tuning": ("snn_ft.py -a resnet20 --bit 32 --dataset digits --init {}/good.pth.tar", "--bit 2 to 8"),
+    "a part of a flag's name": ("snn.py --bit 3 --calib 512", "unrecognized arguments: --calib"),
     "a directory of a trainer": ("main.py {}/empty", "unrecognized arguments"),
     "no directory": ("dali_main.py --bit 3", "the following arguments are required: DIR"),
     "no ImageNet": ("dali_main.py --bit 3 --scratch {}/empty", "empty/train does not exist"),

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         self.named: dict[str, argparse.Action] = {}
-        super().__init__(**kwargs)
+        super().__init__(**kwargs, allow_abbrev=False)  # a flag that is added later must not change what an old line means
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         """Add a flag and keep it by name."""
