@@ -6,8 +6,8 @@
 The file itself says how pixels are normalised. For a spiking network the accuracy after each of 1..T steps is printed.
 """
 
+import argparse
 import json
-import sys
 
 import numpy as np
 import onnxruntime
@@ -35,4 +35,7 @@ def main(network: str, images: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", help="a .onnx file")
+    parser.add_argument("images", help="a binary file of CIFAR-10")
+    main(**vars(parser.parse_args()))

@@ -1,6 +1,7 @@
 """Networks that go into git without what only a resumed run needs."""
 
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,6 +29,13 @@ def test_a_lightened_network_is_the_same_and_known_by_its_old_checksum(quantized
     again = path.read_bytes()
     lighten(path)  # nothing is left to take out
     assert path.read_bytes() == again
+
+
+def test_a_missing_file_is_told_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "utils.checkpoints.light", str(tmp_path / "none.pth.tar")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (2, f"light.py: error: checkpoint {tmp_path / 'none.pth.tar'} does "
+                                                                    "not exist: train it first, or correct the path")
 
 
 def test_networks_in_git_carry_no_optimizer_state():

@@ -5,7 +5,7 @@
 The network, its settings, its log and the checksum of the original file stay, so that records still know it.
 """
 
-import sys
+import argparse
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,5 +39,10 @@ def lighten(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        lighten(Path(argument))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a checkpoint, which is rewritten")
+    try:
+        for argument in parser.parse_args().files:
+            lighten(argument)
+    except UserError as mistake:
+        parser.error(str(mistake))
