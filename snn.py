@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Convert and evaluate; return the results that are printed."""
     settings = parse(argv)
     run, calibrate = settings.run, settings.spiking.calibrate
-    check_export(run.export)
+    check_export(run.export, settings.spiking.neuron)
     with script.session(run, settings.data.seed) as (device, place):
         data = Data(settings.data, device, place)
         start, ann, finetune = loading.load_quantized(settings, data)

@@ -6,7 +6,7 @@ from models import Network
 from quant import FLOAT_BITS, check_values, time_steps
 
 from .functional import HALF
-from .neuron import NEURONS, IFNeuron, Neuron, levels
+from .neuron import IFNeuron, Neuron, levels, named
 from .step_norm import StepNorm, norm_steps, refuse_steps
 
 
@@ -29,9 +29,7 @@ def to_spiking(network: Network, neuron: str | Neuron = "signed", delay: int = 0
             another start, impossible thresholds, variances or weights (names the layer).
     """
     refuse_others(network)
-    if isinstance(neuron, str) and neuron not in NEURONS:
-        raise ValueError(f"unknown neuron {neuron!r}: choose {' or '.join(NEURONS)}")
-    kind = NEURONS[neuron] if isinstance(neuron, str) else neuron
+    kind = named(neuron) if isinstance(neuron, str) else neuron
     full = norm_steps(network) or time_steps(network.bit)
     steps = full if steps is None else steps
     if not 1 <= steps <= full:

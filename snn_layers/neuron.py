@@ -38,18 +38,45 @@ NEURONS = MappingProxyType({name: Neuron(name, partial(integrate_and_fire, signe
 
 
 @torch.no_grad()
-def checked(kind: Neuron) -> Neuron:
+def checked(kind: Neuron, delay: int = 0, start: float = HALF) -> Neuron:
     """Return a neuron of a user after a look at what its equation makes of small currents.
 
+    Args:
+        delay, start: what the network will ask of it.
+
     Raises:
-        ValueError: the equation fails, or its result is no spike train.
+        ValueError: the equation fails, its result is no spike train, or it fires the same without this delay or start.
     """
-    current, known = torch.linspace(-1, 1, 24).view(3, 2, 4), torch.tensor([-1.0, 0.0, 1.0])
-    with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
-        spikes = kind.equation(current, torch.tensor(1.0), delay=0, start=HALF)
+    current, known = torch.linspace(-1, 2, 24 * 8).view(3, 8, 8), torch.tensor([-1.0, 0.0, 1.0])
+
+    def fired(delay: int, start: float) -> Tensor:
+        with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
+            return kind.equation(current, torch.tensor(1.0), delay=delay, start=start)
+
+    spikes = fired(0, HALF)
     if not isinstance(spikes, Tensor) or spikes.shape != current.shape or not torch.isin(spikes, known).all():
         raise ValueError(f"the neuron {kind.name} does not map currents [T, B, ...] to as many spikes of -1, 0 and 1")
+    for name, value, other in (("delay", delay, (min(delay, len(current)), HALF)), ("start", start, (0, start))):
+        if other != (0, HALF) and torch.equal(fired(*other), spikes):
+            raise ValueError(f"the neuron {kind.name} fires the same with {name} {value:g}: use it there, or leave it out")
     return kind
+
+
+def named(name: str) -> Neuron:
+    """Return the neuron "signed" or "unsigned".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in NEURONS:
+        raise ValueError(f"unknown neuron {name!r}: choose {' or '.join(NEURONS)}")
+    return NEURONS[name]
+
+
+def neuron_of(name: str, delay: int = 0, start: float = HALF) -> Neuron:
+    """Return `named`, or the neuron FILE.py:FUNCTION of a command line, whose file is run; for that one see `checked`."""
+    found = models.file_of(name)
+    return named(name) if found is None else checked(Neuron(found[1], models.function_of(*found)), delay, start)
 
 
 def levels(most: int) -> Neuron:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models import Network
 
+from ..neuron import NEURONS
 from .network import Exported, exported
 
 KINDS = (".onnx", ".pt2")
@@ -18,8 +19,10 @@ BATCHES = (5, 7, 11, 13)  # images in an example
 METADATA = "metadata.json"  # in a .pt2 file
 
 
-def check_file(path: Path) -> None:
-    """Raise ValueError for a file of another kind, ModuleNotFoundError if a package for it is missing."""
+def check_file(path: Path, neuron: str | None = None) -> None:
+    """Raise ValueError for a file of another kind or a neuron of one's own, ModuleNotFoundError if a package is missing."""
+    if neuron not in (None, *NEURONS):
+        raise ValueError(f"{path}: a file cannot hold {neuron} neurons, only {' or '.join(NEURONS)} ones")
     if path.suffix not in KINDS:
         raise ValueError(f"{path}: a network is written as {' or '.join(KINDS)}")
     if path.suffix == ".onnx":
@@ -43,10 +46,11 @@ def network_file(network: Network, path: Path, size: tuple[int, ...], metadata: 
         metadata: facts that the file holds: numbers, text, lists of them; None is left out.
 
     Raises:
-        ValueError: another ending, a float network, or an operator without a counterpart; names the operator and its unit.
+        ValueError: another ending, a float network, a neuron of one's own, or an operator without a counterpart; names the
+            operator and its unit.
         ModuleNotFoundError: ONNX is not installed.
     """
-    check_file(path)
+    check_file(path, network.neuron)
     told = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items() if value is not None}
     module, images = exported(network), example(network, size)
     if path.suffix == ".pt2":

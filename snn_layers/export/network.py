@@ -14,7 +14,6 @@ from ..deployment.fused import FusedNeuron
 from ..deployment.integer import Geometry
 from ..deployment.terms import along_channels
 from ..deployment.units import ExactUnit
-from ..neuron import NEURONS
 
 
 class ByteConv(nn.Module):
@@ -116,11 +115,9 @@ def exported(network: Network) -> Exported:
     """Return a quantized or a spiking network as files hold it; it shares no tensor that training changes.
 
     Raises:
-        ValueError: a float network, neurons of one's own, or an ANN with BN of each time step.
+        ValueError: a float network, or an ANN with BN of each time step.
     """
     spiking = network.neuron is not None
-    if spiking and network.neuron not in NEURONS:
-        raise ValueError(f"a file cannot hold {network.neuron!r} neurons, only {' or '.join(NEURONS)} ones")
     if not spiking:
         network = to_levels(network)
     deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), rounds=spiking), None, False, summing=False)

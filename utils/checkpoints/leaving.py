@@ -14,12 +14,12 @@ from ..files import replacing
 from .checkpoint import revision
 
 
-def check_export(path: Path | None) -> None:
-    """Raise UserError if the file of --export has an unknown ending, lacks its package, or its directory does not exist."""
+def check_export(path: Path | None, neuron: str | None = None) -> None:
+    """Raise UserError if the file of --export cannot be written, or cannot hold a network of such neurons."""
     if path is None:
         return
     try:
-        check_file(path)
+        check_file(path, neuron)
     except (ValueError, ModuleNotFoundError) as error:
         raise UserError(f"--export {error}") from error
     if not path.parent.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 import models
 from models import Network
 from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
-from snn_layers import Deployed, LayerMonitor, Neuron, calibrate_rates_, checked, deploy, norm_steps, to_spiking
+from snn_layers import Deployed, LayerMonitor, calibrate_rates_, deploy, neuron_of, norm_steps, to_spiking
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
@@ -151,9 +151,7 @@ def original(run: RunSettings, data: Data, needed: bool) -> Network | None:
 def spiking(how: SpikeSettings, ann: Network) -> Network:
     """Convert a quantized network."""
     try:
-        found = models.file_of(how.neuron)
-        neuron = how.neuron if found is None else checked(Neuron(found[1], models.function_of(*found)))
-        return to_spiking(ann, neuron, how.delay, how.steps, how.start)
+        return to_spiking(ann, neuron_of(how.neuron, how.delay, how.start), how.delay, how.steps, how.start)
     except ValueError as error:
         raise UserError(str(error)) from error
 
