@@ -10,6 +10,8 @@ from ..plot import pyplot
 from .measure import Measured, Traces
 
 SIZE, DPI = (4.7, 3.3), 170  # inches
+WIDEST = 64  # letters of a name in a legend
+STYLES = ("o-", "s:", "^--")  # of signed neurons, unsigned ones, those of a user
 
 
 def picture(canvas: Any) -> bytes:
@@ -36,13 +38,32 @@ def readout(networks: list[Measured], ann: float) -> bytes:
         axes.plot(range(1, len(network.readout) + 1), network.readout, "o-", markersize=4, label=network.name)
     axes.axhline(ann, color="k", linestyle="--", label="quantized ANN")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8)
+    return with_legend(canvas, axes)
+
+
+def with_legend(canvas: Any, axes: Any) -> bytes:
+    """Return the picture with its legend above the axes; long names lose their middle."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [name if len(name) <= WIDEST else f"{name[:WIDEST // 2]}…{name[-WIDEST // 2:]}" for name in names]
+    canvas.legend(handles, names, loc="outside upper left", ncols=1 if len(max(names, key=len)) > WIDEST / 2 else 2, fontsize=7)
     return picture(canvas)
 
 
-def short(name: str) -> str:
-    """Return a unit's name for an axis: body.3.part1 as 3.1."""
-    return name.removeprefix("body.").replace("part", "")
+def short(name: str, most: int = 40) -> str:
+    """Return a unit's name for a picture: body.3.part1 as 3.1; of a longer name than `most` the end."""
+    name = name.removeprefix("body.").replace("part", "")
+    return name if len(name) <= most else f"…{name[1 - most:]}"
+
+
+def name_layers(axes: Any, names: list[str]) -> None:
+    """Write the layers' names below an axis; numbers from 1 if the names have no room there."""
+    names = [short(name) for name in names]
+    if len(names) <= 30 and max(map(len, names)) <= 8:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    else:
+        shown = range(0, len(names), max(1, len(names) // 10))
+        axes.set_xticks(shown, [str(index + 1) for index in shown])
+        axes.set_xlabel("layer, numbered from 1")
 
 
 def per_layer(networks: list[Measured], value: Callable[[LayerStatistics], float], ylabel: str) -> bytes:
@@ -50,16 +71,9 @@ def per_layer(networks: list[Measured], value: Callable[[LayerStatistics], float
     canvas, axes = axes_of("layer (block.unit)", ylabel)
     for network in networks:
         axes.plot([value(layer) for layer in network.layers], "o-", markersize=3, label=network.name)
-    names = [short(layer.name) for layer in networks[0].layers]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    return with_room(canvas, axes)
-
-
-def with_room(canvas: Any, axes: Any) -> bytes:
-    """Return the picture with its legend above the lines."""
-    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
-    axes.legend(fontsize=7, loc="upper right")
-    return picture(canvas)
+    name_layers(axes, [layer.name for layer in networks[0].layers])
+    axes.set_ylim(bottom=0)
+    return with_legend(canvas, axes)
 
 
 def operations(networks: list[Measured]) -> bytes:
@@ -69,23 +83,22 @@ def operations(networks: list[Measured]) -> bytes:
     axes.bar(range(len(rows)), [row.macs / 1e6 for row in rows], color="0.8", label="ANN, multiply-accumulate")
     for network in networks:
         axes.plot([row.acs / 1e6 for row in network.operations], "o-", markersize=3, label=f"{network.name}, additions")
-    axes.set_xticks(range(len(rows)), [short(row.name) for row in rows], rotation=90, fontsize=8)
-    return with_room(canvas, axes)
+    name_layers(axes, [row.name for row in rows])
+    return with_legend(canvas, axes)
 
 
 def delays(swept: dict[str, list[tuple[int, int, list[float]]]], ann: float, shown: list[int]) -> bytes:
     """Draw accuracy over the delay, with the latency below it: a line for each number of steps that are `shown`."""
     canvas, axes = axes_of("delay d, and latency of a readout at T (steps)", "accuracy (%)")
     plt = pyplot()
-    for neuron, style in (("signed", "o-"), ("unsigned", "s:")):
+    for (neuron, rows), style in zip(swept.items(), STYLES, strict=False):
         for number, steps in enumerate(shown):
             color = plt.get_cmap("viridis")(0.85 * number / max(1, len(shown) - 1))
-            found = [row[2][steps - 1] for row in swept[neuron]]
-            axes.plot([row[0] for row in swept[neuron]], found, style, color=color, markersize=4, label=f"{neuron}, T' = {steps}")
+            found = [row[2][steps - 1] for row in rows]
+            axes.plot([row[0] for row in rows], found, style, color=color, markersize=4, label=f"{neuron}, T' = {steps}")
     axes.axhline(ann, color="k", linestyle="--", label="quantized ANN")
     axes.set_xticks([row[0] for row in swept["signed"]], [f"{delay}\n{last}" for delay, last, _ in swept["signed"]])
-    axes.legend(fontsize=7, ncols=2)
-    return picture(canvas)
+    return with_legend(canvas, axes)
 
 
 def membranes(found: list[Traces]) -> bytes:
@@ -115,7 +128,7 @@ def raster(found: list[Traces]) -> bytes:
         for sign, color, label in ((1, "tab:blue", "spike"), (-1, "tab:red", "taken back")):
             steps, neurons = (unit.spikes == sign).nonzero().T.tolist()
             axes.scatter([step + 1 for step in steps], neurons, s=9, marker="s", color=color, label=label)
-        axes.set_title(f"unit {short(unit.name)}", fontsize=9)
+        axes.set_title(short(unit.name, 15), fontsize=9)
         axes.set(xlabel="time step", xlim=(0.5, len(unit.spikes) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0][0].set_ylabel("neuron, the liveliest at 0")
@@ -128,9 +141,8 @@ def learning(history: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     if history and "unit" in history[0]:
         canvas, axes = axes_of("unit (block.unit)", "accuracy on training images (%)")
         axes.plot([line["accuracy_after"] for line in history], "o-", markersize=3, label="SNN, after the unit was tuned")
-        axes.set_xticks(range(len(history)), [short(line["name"]) for line in history], rotation=90, fontsize=8)
-        axes.legend(fontsize=8)
-        return [("Accuracy while the units are tuned", picture(canvas))]
+        name_layers(axes, [line["name"] for line in history])
+        return [("Accuracy while the units are tuned", with_legend(canvas, axes))]
     epochs, pictures = [line["epoch"] + 1 for line in history], []
     kinds = (("Accuracy while training", "accuracy (%)", "top1"), ("Loss while training", "loss (nats)", "loss"))
     for title, ylabel, part in kinds:
@@ -140,6 +152,5 @@ def learning(history: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
             name = {"train": "training set, augmented", "test": "test set", "check": "SNN, training images"}[key.split("_")[0]]
             axes.plot(epochs, [line[key] for line in history], "o-", markersize=3, label=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=8)
-        pictures.append((title, picture(canvas)))
+        pictures.append((title, with_legend(canvas, axes)))
     return pictures
