@@ -3,6 +3,7 @@
     python report.py result/resnet20_3bit
     python report.py result/study/resnet20-45epochs-amp-compile/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
+    python report.py result/published/resnet20_3bit.pth.tar --neuron mine.py:leaky
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The page also shows
 the tuned networks beside it. It goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline. For a
@@ -17,7 +18,7 @@ from utils import cli, script
 from utils.errors import UserError
 from utils.files import write_text
 from utils.report import sections
-from utils.report.subject import read_subject
+from utils.report.subject import known_neurons, read_subject
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", type=Path, metavar="RUN",
         help="a run directory, a stage of reproduce.py that trains or tunes, or a checkpoint")
     add("-a", "--arch", metavar="FILE.py:FUNCTION", help="the network of the run, if it is from a file of yours")
+    add("--neuron", metavar="FILE.py:FUNCTION", help="an equation of yours, measured beside signed and unsigned neurons")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
     add("--images", type=cli.count(1, "number of images"), default=1000, help="test images to measure on (default: 1000)")
     add("--output", type=Path, metavar="FILE", help="where the page goes (default: report.html in the run, or beside a checkpoint)")
@@ -43,9 +45,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Path]:
     """Run the script; return the pages."""
     args = parse(argv)
+    kinds = known_neurons(args.neuron)
     pages = []
     for run in args.runs:
-        subject = read_subject(run, args.arch)
+        subject = read_subject(run, args.arch, kinds)
         pages.append(args.output or subject.page)
         page, numbers = sections.build(subject, args.data, args.images)
         write_text(pages[-1], page)

@@ -1,12 +1,14 @@
 """A neuron is one equation, the user's own or an edited one: conversion, deployment, calibration and tuning all fire it."""
 
 import copy
+import json
 
 import pytest
 import torch
 from helpers import ROOT, TINY, TINY_RUN
 from leaky import leaky
 
+import report
 import snn
 import snn_ft
 from quant import fit_, quantize_
@@ -15,6 +17,7 @@ from snn_layers.native import calls
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
 from utils.report.measure import traces
+from utils.report.subject import read_tuned
 
 IMAGES = torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 LEAKY = Neuron("leaky", leaky)
@@ -138,6 +141,42 @@ def test_an_equation_that_gives_no_spikes_is_named(equation, named):
     with pytest.raises(ValueError, match=named):
         checked(Neuron("mine", equation))
     assert checked(LEAKY) is LEAKY
+
+
+def test_an_equation_that_ignores_what_is_asked_of_it_is_named(digits):
+    def deaf(current, threshold, delay, start):
+        return leaky(current, threshold)
+
+    mine = Neuron("mine", deaf)
+    assert checked(mine) is mine
+    with pytest.raises(ValueError, match="mine fires the same with delay 2: use it there"):
+        checked(mine, delay=2)
+    with pytest.raises(ValueError, match="mine fires the same with start 0"):
+        checked(mine, start=0.0)
+    for delay in (1, 2, 15):
+        assert checked(LEAKY, delay=delay, start=0.0) is LEAKY
+        assert all(checked(kind, delay, 0.0) is kind for kind in NEURONS.values())
+
+
+def test_an_export_of_one_s_own_neuron_is_refused_before_the_evaluation(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(snn, "compare", None)
+    with pytest.raises(UserError, match=r"a file cannot hold .*leaky neurons, only signed or unsigned ones"):
+        snn.main([*(flag for flag in digits if flag != "-t"), "-e", "--export", str(tmp_path / "network.pt2")])
+
+
+def test_a_report_measures_the_neuron_of_one_s_own(digits, small, tmp_path):
+    own = f"{ROOT / 'tests' / 'leaky.py'}:leaky"
+    path, = report.main([str(tmp_path / "start.pth.tar"), "-a", TINY, "--neuron", own, "--images", "8"])
+    found = json.loads(path.with_suffix(".json").read_text())
+    assert [network["name"] for network in found["snns"]] == ["unsigned", "signed", "leaky"]
+    assert found["delays"].keys() == {"signed", "unsigned", "leaky"}
+    assert "Membranes of three leaky neurons" in path.read_text()
+    contents = network_state(small) | {"finetune": {"neuron": "leaky", "delay": 0}}
+    save_checkpoint(tmp_path / "tuned.pth.tar", contents)
+    with pytest.raises(UserError, match=r"was tuned for leaky neurons, .* add --neuron"):
+        read_tuned(tmp_path / "tuned.pth.tar", None, NEURONS)
+    with pytest.raises(UserError, match=r"--neuron: .* has no function 'lif'"):
+        report.main([str(path), "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:lif"])
 
 
 def test_what_is_no_neuron_is_named(digits):

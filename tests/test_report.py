@@ -12,7 +12,7 @@ from snn_layers import integrate_and_fire, to_spiking
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
 from utils.report import measure, page, run_pictures, sections
-from utils.report.subject import Subject, Tuned, checkpoint_of, read_subject
+from utils.report.subject import Subject, Tuned, checkpoint_of, history_of, read_subject
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SECTIONS = ("Accuracy", "Accuracy against latency", "Layer by layer", "Neurons on the first test image", "Operations and energy",
@@ -118,6 +118,30 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     assert "tuned from" in read_subject(ours.parent).notes[0]
     with pytest.raises(UserError, match="name the directory of one run"):
         checkpoint_of(tmp_path / "group" / "2bit-seed0")
+
+
+def test_a_page_shows_the_epochs_after_the_best_one(tmp_path):
+    best, log = tmp_path / "model_best.pth.tar", tmp_path / "log.jsonl"
+    lines = [{"epoch": epoch, "test_top1": 2.0} for epoch in range(3)]
+    assert history_of(best, {"history": lines[:2]}) == lines[:2]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert history_of(best, {"history": lines[:2]}) == lines
+    assert history_of(tmp_path / "other.pth.tar", {"history": lines[:2]}) == lines[:2]
+    assert history_of(best, {"history": [{"epoch": 0, "test_top1": 3.0}]}) == [{"epoch": 0, "test_top1": 3.0}]  # of another run
+
+
+def test_names_that_have_no_room_become_numbers():
+    def labels(names: list[str]) -> list[str]:
+        canvas, axes = run_pictures.axes_of("layer", "value")
+        run_pictures.name_layers(axes, names)
+        found = [label.get_text() for label in axes.get_xticklabels()]
+        run_pictures.picture(canvas)
+        return found
+
+    assert labels(["body.0", "body.1.part2", "body.10"]) == ["0", "1.2", "10"]
+    assert labels(["body.0", "features.denseblock1.relu"]) == ["1", "2"]
+    assert labels([f"body.{index}" for index in range(40)])[:2] == ["1", "5"]
+    assert run_pictures.short("features.denseblock1.relu", 6) == "….relu"
 
 
 def test_a_log_of_layerwise_tuning_has_a_curve():

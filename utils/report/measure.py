@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import Network, Part, Values
 from quant import quantized_once
-from snn_layers import Deployed, LayerMonitor, LayerStatistics, deploy, latency, to_spiking
+from snn_layers import Deployed, LayerMonitor, LayerStatistics, Neuron, deploy, latency, to_spiking
 from snn_layers.energy import Operations, mean_over_batches, operations
 
 from ..training.engine import progress_bar
@@ -89,7 +89,7 @@ def measure(name: str, ann: Network, snn: Network, batches: Batches) -> Measured
 
 
 @torch.inference_mode()
-def sweep(ann: Network, neuron: str, delays: list[int], batches: Batches) -> list[tuple[int, int, list[float]]]:
+def sweep(ann: Network, neuron: Neuron, delays: list[int], batches: Batches) -> list[tuple[int, int, list[float]]]:
     """Return (delay d, latency of the last output step, accuracies after T' = 1..T output steps) for each delay.
 
     A readout after T' steps ends T - T' steps before that latency.

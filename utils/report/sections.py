@@ -52,15 +52,16 @@ def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any
 def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[str], dict[str, Any]]:
     """Return the measurements of the spiking networks: as sections, and as numbers, see `numbers_of`."""
     ann = subject.network.eval()
-    snns = {neuron: to_spiking(ann, neuron) for neuron in ("unsigned", "signed")}
+    kinds = list(subject.kinds.values())
+    snns = {kind.name: to_spiking(ann, kind) for kind in (kinds[1], kinds[0], *kinds[2:])}
     snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
     networks = [measure.measure(name, ann, snn, batches) for name, snn in snns.items()]
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
-    swept = {neuron: measure.sweep(ann, neuron, delays, batches) for neuron in ("signed", "unsigned")}
+    swept = {kind.name: measure.sweep(ann, kind, delays, batches) for kind in kinds}
     numbers = numbers_of(networks, swept, top1, count)
     sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-                neuron_section(snns["signed"], batches[0][0][0]), energy_section(networks, ann, numbers)]
+                neuron_section(snns[kinds[2 * (len(kinds) > 2)].name], batches[0][0][0]), energy_section(networks, ann, numbers)]
     return sections, numbers
 
 
@@ -123,10 +124,10 @@ def neuron_section(snn: Network, image: Tensor) -> str:
     names = [name for name, _ in snn.units()]
     found = measure.traces(snn, image, [names[index] for index in spread(0, len(names) - 1, 3)])
     told = [unit for unit in found if unit.membrane is not None]
-    membranes = [page.picture("Membranes of three signed neurons of a unit", run_pictures.membranes(told),
+    membranes = [page.picture(f"Membranes of three {snn.neuron} neurons of a unit", run_pictures.membranes(told),
                               "After each step, from half a threshold; ▲ a spike, ▼ one taken back.")] if told else []
     return page.section("Neurons on the first test image", page.pictures([
-        *membranes, page.picture("Spikes of signed neurons", run_pictures.raster(found),
+        *membranes, page.picture(f"Spikes of {snn.neuron} neurons", run_pictures.raster(found),
                                  "Those whose output changes most; the membranes are those of the first three.")]))
 
 
@@ -151,8 +152,9 @@ def energy_section(networks: list[Measured], ann: Network, numbers: dict[str, An
                                                              numbers["ann"]["energy_without_zeros"], "")]
     lines += [line(f"SNN, {network.name}", total(network.operations).analog, total(network.operations).acs, snn["energy"],
                    network.latency) for network, snn in zip(networks, numbers["snns"], strict=True)]
-    layers = [[row.name, f"{row.macs / 1e6:.3f}", *(f"{network.operations[index].acs / 1e6:.3f}" for network in networks)]
-              for index, row in enumerate(rows)]
+    layers = [[f"{number}: {row.name}", f"{row.macs / 1e6:.3f}",
+               *(f"{network.operations[number - 1].acs / 1e6:.3f}" for network in networks)]
+              for number, row in enumerate(rows, start=1)]
     drawn = page.picture("Operations of each layer", run_pictures.operations(networks), "Additions over all steps.")
     return page.section(
         "Operations and energy", page.paragraph(ENERGY + note),

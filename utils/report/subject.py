@@ -1,16 +1,18 @@
 """The subject of a report: a run, a stage of reproduce.py, or a checkpoint, with the tuned networks that belong to it."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models import Network
 from quant import FLOAT_BITS, time_steps
-from snn_layers import HALF, NEURONS, to_spiking
+from snn_layers import HALF, NEURONS, Neuron, neuron_of, to_spiking
 
 from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
+from ..checkpoints.rundir import LOG
 from ..errors import UserError
 
 
@@ -33,6 +35,7 @@ class Subject:
         page: its default path.
         path, contents: the checkpoint.
         notes: for the reader.
+        kinds: the neurons to convert it to, by name.
     """
 
     title: str
@@ -42,6 +45,7 @@ class Subject:
     network: Network
     tuned: list[Tuned] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    kinds: Mapping[str, Neuron] = field(default_factory=lambda: NEURONS)
 
     @property
     def quantized(self) -> bool:
@@ -67,40 +71,60 @@ def checkpoint_of(run: Path) -> Path:
     return found[0]
 
 
-def read_subject(run: Path, arch: str | None = None) -> Subject:
+def known_neurons(own: str | None) -> Mapping[str, Neuron]:
+    """Return signed and unsigned neurons by name, and those of a user's FILE.py:FUNCTION."""
+    try:
+        kinds = [neuron_of(own)] if own else []
+    except ValueError as error:
+        raise UserError(f"--neuron: {error}") from error
+    return {**NEURONS, **{kind.name: kind for kind in kinds}}
+
+
+def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron] = NEURONS) -> Subject:
     """Return the subject of a report of `run`; for a tuning, the network that it came from, with this tuning.
 
     Args:
         arch: of a network from a user's file, FILE.py:FUNCTION; a file that a checkpoint names is never imported.
+        kinds: the neurons that are known, by name.
     """
     path = checkpoint_of(run)
     contents = read_checkpoint(path)
     page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
     title = f"{contents.get('arch', '')}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:
-        subject = Subject(title, page, path, contents, restore_network(contents, path, arch))
+        subject = Subject(title, page, path, contents | {"history": history_of(path, contents)},
+                          restore_network(contents, path, arch), kinds=kinds)
         files = tuned_files(path, subject.network) if subject.quantized else []
-        subject.tuned = told_apart(read_tuned(file, arch) for file in files)
+        subject.tuned = told_apart(read_tuned(file, arch, kinds) for file in files)
         return subject
-    tuned, start = read_tuned(path, arch), untuned(path)
+    tuned, start = read_tuned(path, arch, kinds), untuned(path)
     if start.is_file():
         original = read_checkpoint(start)
         network = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
-        return Subject(title, page, start, original, network, [tuned])
+        return Subject(title, page, start, original, network, [tuned], kinds=kinds)
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
-    return Subject(title, page, path, contents, restore_network(contents, path, arch), [tuned], [note])
+    return Subject(title, page, path, contents, restore_network(contents, path, arch), [tuned], [note], kinds)
 
 
-def read_tuned(path: Path, arch: str | None = None) -> Tuned:
+def history_of(path: Path, contents: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the log of a checkpoint's run, which goes on after its best epoch; without a run that of the checkpoint."""
+    log, history = path.with_name(LOG), contents.get("history", [])
+    if path.name != BEST or not log.is_file():
+        return history
+    whole = [json.loads(line) for line in log.read_text().splitlines()]
+    return whole if whole[:len(history)] == history else history
+
+
+def read_tuned(path: Path, arch: str | None, kinds: Mapping[str, Neuron]) -> Tuned:
     """Return a tuned network with its neurons; its name says the neurons and all its tunings."""
     found, _ = tunings(path)
     contents = found[-1]
     summary = contents["finetune"]
     neuron = summary["neuron"]
-    if neuron not in NEURONS:
-        raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: leave it out of the report")
+    if neuron not in kinds:
+        raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: add --neuron FILE.py:NAME")
     ann, start = restore_network(contents, path, arch), summary.get("start", HALF)
-    snn = to_spiking(ann, neuron, summary["delay"], summary.get("steps"), start)
+    snn = to_spiking(ann, kinds[neuron], summary["delay"], summary.get("steps"), start)
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
     done = [how for tuning in found for how in methods(tuning)]
