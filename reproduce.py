@@ -21,14 +21,17 @@ from utils.study.plan import Plan, duration
 from utils.study.results import PUBLISHED, Result, Row
 from utils.study.tables import FLOAT_FILE, FROM_FLOAT, TABLES, rows_of
 
+ALL = [""]  # part of every row's name
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the checked arguments."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--table", choices=TABLES, help="the table to measure (default: only plan all of them, a line for each)")
-    add("--list", action="store_true", help="only plan: which runs are there, which are missing, how long they would take")
-    add("--rows", nargs="+", default=[""], metavar="TEXT",
+    add("--list", action="store_true",
+        help="only plan --table: which runs are there, which are missing, how long they would take")
+    add("--rows", nargs="+", default=ALL, metavar="TEXT",
         help='only rows of these names, or whose name holds one of these, as "2 bits, signed"')
     add("--seeds", nargs="+", type=cli.count(0, "seed"), default=[0],
         help="of training, calibration and tuning; a run without random numbers runs once (default: 0)")
@@ -81,7 +84,7 @@ def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]
     names = {row.name for every in rows.values() for row in every}
     for text in texts:
         if not any(text in name for name in names):
-            raise UserError(f"--rows {text!r}: no row of {', '.join(rows)} has such a name; without --rows all are listed")
+            raise UserError(f"--rows {text!r}: no row of {', '.join(rows)} has such a name; --table NAME --list tells them")
     meant = {name for name in names for text in texts if name == text or (text in name and text not in names)}
     found = {table: [row for row in every if row.name in meant] for table, every in rows.items()}
     return {table: chosen for table, chosen in found.items() if chosen}
@@ -141,8 +144,9 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     if not args.list:
         table_file.check_same(known, chosen, path)
     plan = Plan(chosen, args.study)
-    if args.table is None and chosen == rows:
-        print(f"table {table:<18}{len(chosen):>4} rows, {len(known)} measured so far; {missing(plan)}", flush=True)
+    if args.table is None and args.rows == ALL:
+        lost = f"; {len(plan.lost)} rows lack their network" * bool(plan.lost)
+        print(f"table {table:<18}{len(chosen):>4} rows, {len(known)} have a result; {missing(plan)}{lost}", flush=True)
         return known
     print(f"table {table}")
     print_plan(chosen, plan, known)
@@ -170,8 +174,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[Result]]:
     args.list = args.list or args.table is None
     rows = {table: table_rows(table, args) for table in ([args.table] if args.table else TABLES)}
     found = {table: work(table, rows[table], chosen, args) for table, chosen in choose(rows, args.rows).items()}
-    if args.table is None:
-        print("\nnext: --table NAME --list tells its rows, --table NAME makes its missing runs")
+    if args.table is None and args.rows == ALL:
+        print("\na result may be of a shorter schedule than these flags ask for\n"
+              "next: --table NAME --list tells the rows of a table, --table NAME makes its missing runs")
     return found
 
 
