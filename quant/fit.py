@@ -75,8 +75,9 @@ def fit_(network: Network, images: Tensor) -> Network:
     if not isinstance(network, Network):
         raise ValueError(f"a {type(network).__name__} has no thresholds to fit: take the network that quantize_ returns")
     if bare := layers_without_norm(network):
-        warnings.warn(f"no BN follows {len(bare)} layers whose weights are quantized and so normalised, {bare[0]} first: the "
-                      "network has to be trained, or needs float weights (weight_bit 32)", stacklevel=3)  # above the decorator
+        others = f" and {len(bare) - 1} others" * (len(bare) > 1)
+        warnings.warn(f"no BN follows {bare[0]}{others}, whose weights are quantized and so normalised: what it computes has "
+                      "another scale until it is trained; float weights (weight_bit 32) keep it", stacklevel=3)
     with ExitStack() as stack:
         stack.callback(network.train, network.training)
         network.eval()
@@ -107,14 +108,17 @@ def fitted_norms(network: Network) -> list[nn.Module]:
 
 
 def layers_without_norm(network: Network) -> list[str]:
-    """Return the layers with normalised weights between two activations of which no batch normalisation restores the scale."""
-    found = []
+    """Return the layers with normalised weights that an activation reads without a batch normalisation in between."""
+    bare, passed = dict.fromkeys(()), {}  # `passed`: a call's layers since the last normalisation
     for part in network.graph.parts:
-        layers = {node.target: network.layer(node.target) for node in part.nodes if node.op == "call_module"}
-        if not any(isinstance(layer, NORMS) for layer in layers.values()):
-            found += [path for path, layer in layers.items()
-                      if isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, APoTWeight)]
-    return found
+        for node in part.nodes:
+            layer = network.layer(node.target) if node.op == "call_module" else None
+            before = [path for source in node.all_input_nodes for path in passed.get(source, ())]
+            normalised = isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, APoTWeight)
+            passed[node] = [] if isinstance(layer, NORMS) else [*before, *[node.target] * normalised]
+        if part.activation is not None:
+            bare |= dict.fromkeys(passed.get(part.result, ()))
+    return list(bare)
 
 
 def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:

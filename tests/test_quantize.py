@@ -1,5 +1,7 @@
 """The first swap, quantize_, and the fit that follows it."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -146,10 +148,20 @@ def test_normalised_weights_without_bn_are_told():
     bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
                          nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
     images = torch.randn(4, 3, 9, 9)
-    with pytest.warns(UserWarning, match="no BN follows 1 layers .* 2 first"):
+    with pytest.warns(UserWarning, match="no BN follows 2, whose weights"):
         fit_(quantize_(bare, 3), images)
-    fit_(quantize_(bare, 3, weight_bit=32), images)
-    fit_(quantize_(models.build("resnet20"), 3), torch.randn(4, 3, 32, 32))
+    early = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(100, 2))
+    with pytest.warns(UserWarning, match="no BN follows 3, whose"):
+        fit_(quantize_(early, 3), images)
+    residual = models.module("resnet20", "cifar10", 10)
+    residual.body[4].part2.shortcut.bn = nn.Identity()
+    with pytest.warns(UserWarning, match=r"no BN follows body\.4\.part2\.shortcut\.conv, whose"):
+        fit_(quantize_(residual, 3), torch.randn(4, 3, 32, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_(quantize_(bare, 3, weight_bit=32), images)
+        fit_(quantize_(models.build("resnet20"), 3), torch.randn(4, 3, 32, 32))
 
 
 @pytest.mark.parametrize("steps", [3, 15])
