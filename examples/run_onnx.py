@@ -8,6 +8,7 @@ The file itself says how pixels are normalised. For a spiking network the accura
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -38,4 +39,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", help="a .onnx file")
     parser.add_argument("images", help="a binary file of CIFAR-10")
-    main(**vars(parser.parse_args()))
+    files = vars(parser.parse_args())
+    for name, file in files.items():
+        if not Path(file).is_file():
+            parser.error(f"{name}: there is no file {file}; correct the path")
+    main(**files)
