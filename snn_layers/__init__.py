@@ -6,7 +6,7 @@ from .convert import latency, own_parameters_, to_spiking
 from .deployment.deploy import Deployed, deploy
 from .export.exchange import exchange
 from .functional import HALF, integrate_and_fire
-from .neuron import NEURONS, IFNeuron, Neuron, checked, neuron_of
+from .neuron import NEURONS, IFNeuron, Neuron, checked, neuron_of, waits
 from .step_norm import StepNorm, adopt_steps_, norm_steps
 from .stored import stored_bytes
 from .tuning.layerwise import FinetuneConfig, TunedUnit, UnitProgress, finetune
@@ -17,4 +17,5 @@ from .tuning.through_time import NORMS, ThroughTime, TimeConfig
 __all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron", "LayerMonitor", "LayerStatistics",
            "Neuron", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit", "UnitProgress", "adopt_steps_",
            "calibrate_rates_", "checked", "deploy", "exchange", "finetune", "fire_through_time", "integrate_and_fire", "latency",
-           "layer_table", "neuron_of", "norm_steps", "own_parameters_", "rate_logits", "spikes", "stored_bytes", "to_spiking"]
+           "layer_table", "neuron_of", "norm_steps", "own_parameters_", "rate_logits", "spikes", "stored_bytes", "to_spiking",
+           "waits"]

@@ -38,6 +38,25 @@ NEURONS = MappingProxyType({name: Neuron(name, partial(integrate_and_fire, signe
 
 
 @torch.no_grad()
+def response(kind: Neuron, delay: int = 0, start: float = HALF) -> Tensor:
+    """Return the spike train [3, 8, 8] that a neuron makes of small currents.
+
+    Raises:
+        ValueError: its equation fails, or the result is no spike train.
+    """
+    current, known = torch.linspace(-1, 2, 24 * 8).view(3, 8, 8), torch.tensor([-1.0, 0.0, 1.0])
+    with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
+        spikes = kind.equation(current, torch.tensor(1.0), delay=min(delay, len(current)), start=start)
+    if not isinstance(spikes, Tensor) or spikes.shape != current.shape or not torch.isin(spikes, known).all():
+        raise ValueError(f"the neuron {kind.name} does not map currents [T, B, ...] to as many spikes of -1, 0 and 1")
+    return spikes
+
+
+def waits(kind: Neuron) -> bool:
+    """Return whether a neuron fires otherwise with a delay than without one."""
+    return not torch.equal(response(kind, 1), response(kind))
+
+
 def checked(kind: Neuron, delay: int = 0, start: float = HALF) -> Neuron:
     """Return a neuron of a user after a look at what its equation makes of small currents.
 
@@ -45,19 +64,11 @@ def checked(kind: Neuron, delay: int = 0, start: float = HALF) -> Neuron:
         delay, start: what the network will ask of it.
 
     Raises:
-        ValueError: the equation fails, its result is no spike train, or it fires the same without this delay or start.
+        ValueError: as `response`, or it fires the same without this delay or start.
     """
-    current, known = torch.linspace(-1, 2, 24 * 8).view(3, 8, 8), torch.tensor([-1.0, 0.0, 1.0])
-
-    def fired(delay: int, start: float) -> Tensor:
-        with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
-            return kind.equation(current, torch.tensor(1.0), delay=delay, start=start)
-
-    spikes = fired(0, HALF)
-    if not isinstance(spikes, Tensor) or spikes.shape != current.shape or not torch.isin(spikes, known).all():
-        raise ValueError(f"the neuron {kind.name} does not map currents [T, B, ...] to as many spikes of -1, 0 and 1")
-    for name, value, other in (("delay", delay, (min(delay, len(current)), HALF)), ("start", start, (0, start))):
-        if other != (0, HALF) and torch.equal(fired(*other), spikes):
+    spikes = response(kind)
+    for name, value, other in (("delay", delay, (delay, HALF)), ("start", start, (0, start))):
+        if other != (0, HALF) and torch.equal(response(kind, *other), spikes):
             raise ValueError(f"the neuron {kind.name} fires the same with {name} {value:g}: use it there, or leave it out")
     return kind
 
@@ -74,8 +85,14 @@ def named(name: str) -> Neuron:
 
 
 def neuron_of(name: str, delay: int = 0, start: float = HALF) -> Neuron:
-    """Return `named`, or the neuron FILE.py:FUNCTION of a command line, whose file is run; for that one see `checked`."""
+    """Return `named`, or the neuron FILE.py:FUNCTION of a command line, whose file is run.
+
+    Raises:
+        ValueError: as `named` and `checked`, or the function has the name of one of our neurons.
+    """
     found = models.file_of(name)
+    if found is not None and found[1] in NEURONS:
+        raise ValueError(f"{name}: networks keep a neuron by its name, and {found[1]} is one of ours; rename the function")
     return named(name) if found is None else checked(Neuron(found[1], models.function_of(*found)), delay, start)
 
 

@@ -143,11 +143,19 @@ def test_an_equation_that_gives_no_spikes_is_named(equation, named):
     assert checked(LEAKY) is LEAKY
 
 
-def test_an_equation_that_ignores_what_is_asked_of_it_is_named(digits):
+def test_an_equation_that_ignores_what_is_asked_of_it_is_named(digits, tmp_path):
     def deaf(current, threshold, delay, start):
         return leaky(current, threshold)
 
+    def short(current, threshold, delay, start):
+        return leaky(current, threshold, 0, start)[delay:]
+
     mine = Neuron("mine", deaf)
+    with pytest.raises(ValueError, match="does not map currents"):
+        checked(Neuron("short", short), delay=1)
+    (tmp_path / "deaf.py").write_text("def deaf(current, threshold, delay, start):\n    return (current > threshold).float()\n")
+    with pytest.raises(UserError, match="deaf fires the same with delay 1"):
+        snn.main([*digits[:-1], f"{tmp_path / 'deaf.py'}:deaf", "-e", "--delay", "1"])
     assert checked(mine) is mine
     with pytest.raises(ValueError, match="mine fires the same with delay 2: use it there"):
         checked(mine, delay=2)
@@ -175,6 +183,8 @@ def test_a_report_measures_the_neuron_of_one_s_own(digits, small, tmp_path):
     save_checkpoint(tmp_path / "tuned.pth.tar", contents)
     with pytest.raises(UserError, match=r"was tuned for leaky neurons, .* add --neuron"):
         read_tuned(tmp_path / "tuned.pth.tar", None, NEURONS)
+    with pytest.raises(UserError, match="are measured anyway"):
+        report.main([str(path), "--neuron", "signed"])
     with pytest.raises(UserError, match=r"--neuron: .* has no function 'lif'"):
         report.main([str(path), "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:lif"])
 
@@ -182,6 +192,8 @@ def test_a_report_measures_the_neuron_of_one_s_own(digits, small, tmp_path):
 def test_what_is_no_neuron_is_named(digits):
     with pytest.raises(UserError, match="unknown neuron 'lif': choose signed or unsigned"):
         snn.main([*digits, "--neuron", "lif"])
+    with pytest.raises(UserError, match="signed is one of ours; rename the function"):
+        snn.main([*digits, "--neuron", "mine.py:signed"])
     with pytest.raises(UserError, match="has no function 'lif'"):
         snn.main([*digits, "--neuron", f"{ROOT / 'tests' / 'leaky.py'}:lif"])
     with pytest.raises(UserError, match="a derivative for signed and unsigned neurons only"):

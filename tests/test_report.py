@@ -120,7 +120,7 @@ def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
         checkpoint_of(tmp_path / "group" / "2bit-seed0")
 
 
-def test_a_page_shows_the_epochs_after_the_best_one(tmp_path):
+def test_a_page_shows_the_epochs_after_the_best_one(quantized, tmp_path):
     best, log = tmp_path / "model_best.pth.tar", tmp_path / "log.jsonl"
     lines = [{"epoch": epoch, "test_top1": 2.0} for epoch in range(3)]
     assert history_of(best, {"history": lines[:2]}) == lines[:2]
@@ -128,6 +128,10 @@ def test_a_page_shows_the_epochs_after_the_best_one(tmp_path):
     assert history_of(best, {"history": lines[:2]}) == lines
     assert history_of(tmp_path / "other.pth.tar", {"history": lines[:2]}) == lines[:2]
     assert history_of(best, {"history": [{"epoch": 0, "test_top1": 3.0}]}) == [{"epoch": 0, "test_top1": 3.0}]  # of another run
+    save_checkpoint(best, network_state(quantized) | {"history": lines[:2]})
+    assert read_subject(tmp_path).contents["history"] == lines
+    log.write_text(log.read_text()[:-5])
+    assert read_subject(tmp_path).contents["history"] == lines[:2]
 
 
 def test_names_that_have_no_room_become_numbers():

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from textwrap import fill
 from typing import Any
 
 from snn_layers import LayerStatistics
@@ -10,7 +11,7 @@ from ..plot import pyplot
 from .measure import Measured, Traces
 
 SIZE, DPI = (4.7, 3.3), 170  # inches
-WIDEST = 64  # letters of a name in a legend
+WIDEST, LINE = 64, 0.14  # letters of a line in a legend, its height in inches
 STYLES = ("o-", "s:", "^--")  # of signed neurons, unsigned ones, those of a user
 
 
@@ -42,10 +43,13 @@ def readout(networks: list[Measured], ann: float) -> bytes:
 
 
 def with_legend(canvas: Any, axes: Any) -> bytes:
-    """Return the picture with its legend above the axes; long names lose their middle."""
+    """Return the picture with its legend above the axes; long names take several lines."""
     handles, names = axes.get_legend_handles_labels()
-    names = [name if len(name) <= WIDEST else f"{name[:WIDEST // 2]}…{name[-WIDEST // 2:]}" for name in names]
-    canvas.legend(handles, names, loc="outside upper left", ncols=1 if len(max(names, key=len)) > WIDEST / 2 else 2, fontsize=7)
+    names = [fill(name, WIDEST) for name in names]
+    columns = 2 if all(len(name) <= WIDEST / 2 for name in names) else 1
+    lines = sum(name.count("\n") + 1 for name in names) / columns
+    canvas.set_figheight(SIZE[1] + LINE * max(0, lines - 3))
+    canvas.legend(handles, names, loc="outside upper left", ncols=columns, fontsize=7)
     return picture(canvas)
 
 
@@ -147,6 +151,8 @@ def learning(history: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     kinds = (("Accuracy while training", "accuracy (%)", "top1"), ("Loss while training", "loss (nats)", "loss"))
     for title, ylabel, part in kinds:
         keys = [key for key in (f"train_{part}", f"test_{part}", f"check_{part}") if key in history[0]]
+        if not keys:
+            continue
         canvas, axes = axes_of("epoch", ylabel)
         for key in keys:
             name = {"train": "training set, augmented", "test": "test set", "check": "SNN, training images"}[key.split("_")[0]]

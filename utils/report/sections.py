@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import Network
 from quant import time_steps
-from snn_layers import to_spiking
+from snn_layers import to_spiking, waits
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
 from ..checkpoints.checkpoint import read_checkpoint, recorded, revision
@@ -58,7 +58,7 @@ def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> 
     networks = [measure.measure(name, ann, snn, batches) for name, snn in snns.items()]
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
-    swept = {kind.name: measure.sweep(ann, kind, delays, batches) for kind in kinds}
+    swept = {kind.name: measure.sweep(ann, kind, delays if waits(kind) else [0], batches) for kind in kinds}
     numbers = numbers_of(networks, swept, top1, count)
     sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
                 neuron_section(snns[kinds[2 * (len(kinds) > 2)].name], batches[0][0][0]), energy_section(networks, ann, numbers)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from models import Network
 from quant import FLOAT_BITS, time_steps
-from snn_layers import HALF, NEURONS, Neuron, neuron_of, to_spiking
+from snn_layers import HALF, NEURONS, Neuron, checked, neuron_of, to_spiking
 
 from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
 from ..checkpoints.rundir import LOG
@@ -73,11 +73,15 @@ def checkpoint_of(run: Path) -> Path:
 
 def known_neurons(own: str | None) -> Mapping[str, Neuron]:
     """Return signed and unsigned neurons by name, and those of a user's FILE.py:FUNCTION."""
+    if own is None:
+        return NEURONS
+    if own in NEURONS:
+        raise UserError(f"--neuron {own}: signed and unsigned neurons are measured anyway; name FILE.py:FUNCTION, or leave it out")
     try:
-        kinds = [neuron_of(own)] if own else []
+        kind = neuron_of(own)
     except ValueError as error:
         raise UserError(f"--neuron: {error}") from error
-    return {**NEURONS, **{kind.name: kind for kind in kinds}}
+    return {**NEURONS, kind.name: kind}
 
 
 def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron] = NEURONS) -> Subject:
@@ -101,6 +105,7 @@ def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron]
     if start.is_file():
         original = read_checkpoint(start)
         network = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
+        original = original | {"history": history_of(start, original)}
         return Subject(title, page, start, original, network, [tuned], kinds=kinds)
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
     return Subject(title, page, path, contents, restore_network(contents, path, arch), [tuned], [note], kinds)
@@ -111,7 +116,10 @@ def history_of(path: Path, contents: dict[str, Any]) -> list[dict[str, Any]]:
     log, history = path.with_name(LOG), contents.get("history", [])
     if path.name != BEST or not log.is_file():
         return history
-    whole = [json.loads(line) for line in log.read_text().splitlines()]
+    try:
+        whole = [json.loads(line) for line in log.read_text().splitlines()]
+    except ValueError:  # damaged; the checkpoint has its part of it
+        return history
     return whole if whole[:len(history)] == history else history
 
 
@@ -122,9 +130,14 @@ def read_tuned(path: Path, arch: str | None, kinds: Mapping[str, Neuron]) -> Tun
     summary = contents["finetune"]
     neuron = summary["neuron"]
     if neuron not in kinds:
-        raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: add --neuron FILE.py:NAME")
+        raise UserError(f"{path} was tuned for {neuron} neurons, whose equation it does not hold: add --neuron FILE.py:{neuron}, "
+                        "or take the file away from there")
     ann, start = restore_network(contents, path, arch), summary.get("start", HALF)
-    snn = to_spiking(ann, kinds[neuron], summary["delay"], summary.get("steps"), start)
+    try:
+        kind = checked(kinds[neuron], summary["delay"], start)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    snn = to_spiking(ann, kind, summary["delay"], summary.get("steps"), start)
     others = [(snn.delay, 0, f", delay {snn.delay}"), (snn.start, HALF, f", start {snn.start:g}"),
               (snn.time_steps, time_steps(snn.bit), f", {snn.time_steps} steps")]
     done = [how for tuning in found for how in methods(tuning)]
