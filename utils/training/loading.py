@@ -9,7 +9,7 @@ from typing import Any
 import models
 from models import Network
 from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
-from snn_layers import Deployed, LayerMonitor, calibrate_rates_, deploy, neuron_of, norm_steps, to_spiking
+from snn_layers import NEURONS, Deployed, LayerMonitor, calibrate_rates_, deploy, neuron_of, norm_steps, to_spiking
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
@@ -85,8 +85,9 @@ def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tupl
     if "finetune" not in contents:
         return network, network, None
     tuned_for = contents["finetune"].get("neuron")
-    if tuned_for not in (None, settings.spiking.neuron) and not learns:
-        print(f"{init_path(run)} was tuned for {tuned_for} neurons: --neuron {tuned_for} scores it as such", file=sys.stderr)
+    if tuned_for is not None and tuned_for != settings.spiking.neuron.rpartition(":")[2] and not learns:
+        own = "FILE.py:" * (tuned_for not in NEURONS)
+        print(f"{init_path(run)} was tuned for {tuned_for} neurons: --neuron {own}{tuned_for} scores it as such", file=sys.stderr)
     return network, data.placed(original(run, data, learns) or network), contents["finetune"]
 
 
