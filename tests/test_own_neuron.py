@@ -131,6 +131,12 @@ def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
     tuned = snn_ft.main([*digits, "--method", "global"])
     assert tuned["directory"] == tmp_path / f"{TINY_RUN}_2bit_ft_global_leaky_test"
     assert tuned["neuron"] == "leaky"
+    again = ["-e", "--init", str(tuned["directory"] / "model_best.pth.tar")]
+    said = "was tuned for leaky neurons: --neuron FILE.py:leaky"
+    snn.main([*digits, *again])
+    assert said not in capsys.readouterr().err
+    snn.main([*digits[:-2], *again])
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("equation", "named"), [
