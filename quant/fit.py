@@ -75,8 +75,8 @@ def fit_(network: Network, images: Tensor) -> Network:
     if not isinstance(network, Network):
         raise ValueError(f"a {type(network).__name__} has no thresholds to fit: take the network that quantize_ returns")
     if bare := layers_without_norm(network):
-        others = f" and {len(bare) - 1} others" * (len(bare) > 1)
-        warnings.warn(f"no BN follows {bare[0]}{others}, whose weights are quantized and so normalised: what it computes has "
+        more = f" and {len(bare) - 1} more" * (len(bare) > 1)
+        warnings.warn(f"no BN follows {bare[0]}{more}, whose weights are quantized and so normalised: what it computes has "
                       "another scale until it is trained; float weights (weight_bit 32) keep it", stacklevel=3)
     with ExitStack() as stack:
         stack.callback(network.train, network.training)
