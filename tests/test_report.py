@@ -38,9 +38,10 @@ def test_traces_are_the_membranes_of_the_spikes(quantized, signed, delay, start)
             assert torch.equal(integrate_and_fire(current.double() + 1e-6, torch.tensor(1.0), signed, 0, start).float(), spikes)
 
 
-def check_page(text: str, tuned: str) -> None:
+def check_page(text: str, tuned: str, logs: int) -> None:
+    """Check a page with the learning curves of so many logs, two pictures each."""
     assert tuple(re.findall("<h2>(.*?)</h2>", text)) == SECTIONS
-    assert text.count("<img ") == text.count('src="data:image/png;base64,') == 9
+    assert text.count("<img ") == text.count('src="data:image/png;base64,') == 7 + 2 * logs
     assert not re.findall(r"https?://|<script|<link|@import|url\(", text)
     assert 'name="viewport"' in text
     for cell in (tuned, "quantized ANN, zero activations skipped", "FP32, µJ", "revision", "SHA-256"):
@@ -56,7 +57,7 @@ def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
     batches = [(IMAGES[:3, :, :9, :7], torch.tensor([0, 1, 2])), (IMAGES[3:, :, :9, :7], torch.tensor([3]))]
     parts, numbers = sections.spiking_sections(subject, batches)
     parts += [sections.learning_section(subject), sections.provenance(subject, 4)]
-    check_page(page.page("small", parts), "signed, tuned")
+    check_page(page.page("small", parts), "signed, tuned", logs=1)
     read = json.loads(json.dumps(numbers))
     assert read == numbers
     assert (read["images"], [snn["name"] for snn in read["snns"]]) == (4, ["unsigned", "signed", "signed, tuned"])
@@ -75,7 +76,7 @@ def test_a_page_holds_its_pictures_and_opens_offline(small, tmp_path):
 def test_report_draws_a_published_network(tiny, tmp_path, find):
     path, = report.main([str(find("result/published/resnet20_2bit.pth.tar")), "--data", str(tiny), "--images", "8", "--output",
                          str(tmp_path / "page.html")])
-    check_page(path.read_text(), "signed, calibrated, global")
+    check_page(path.read_text(), "signed, calibrated, global", logs=2)  # of the training, and of tuning through time
     assert json.loads(path.with_suffix(".json").read_text())["images"] == 8
 
 
