@@ -136,9 +136,9 @@ def test_a_page_shows_the_epochs_after_the_best_one(quantized, tmp_path):
 
 
 def test_names_that_have_no_room_become_numbers():
-    def labels(names: list[str]) -> list[str]:
+    def labels(names: list[str], first: int = 1) -> list[str]:
         canvas, axes = run_pictures.axes_of("layer", "value")
-        run_pictures.name_layers(axes, names)
+        run_pictures.name_layers(axes, names, first)
         found = [label.get_text() for label in axes.get_xticklabels()]
         run_pictures.picture(canvas)
         return found
@@ -146,6 +146,7 @@ def test_names_that_have_no_room_become_numbers():
     assert labels(["body.0", "body.1.part2", "body.10"]) == ["0", "1.2", "10"]
     assert labels(["body.0", "features.denseblock1.relu"]) == ["1", "2"]
     assert labels([f"body.{index}" for index in range(40)])[:2] == ["1", "5"]
+    assert labels(["blocks.activation"] * 3, first=2) == ["2", "3", "4"]  # the first layer is never tuned
     assert run_pictures.short("features.denseblock1.relu", 6) == "….relu"
 
 

@@ -59,14 +59,14 @@ def short(name: str, most: int = 40) -> str:
     return name if len(name) <= most else f"…{name[1 - most:]}"
 
 
-def name_layers(axes: Any, names: list[str]) -> None:
-    """Write the layers' names below an axis; numbers from 1 if the names have no room there."""
+def name_layers(axes: Any, names: list[str], first: int = 1) -> None:
+    """Write the layers' names below an axis; if they have no room there, numbers, of which the first layer has `first`."""
     names = [short(name) for name in names]
     if len(names) <= 30 and max(map(len, names)) <= 8:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     else:
         shown = range(0, len(names), max(1, len(names) // 10))
-        axes.set_xticks(shown, [str(index + 1) for index in shown])
+        axes.set_xticks(shown, [str(index + first) for index in shown])
         axes.set_xlabel("layer, numbered from 1")
 
 
@@ -145,7 +145,7 @@ def learning(history: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     if history and "unit" in history[0]:
         canvas, axes = axes_of("unit (block.unit)", "accuracy on training images (%)")
         axes.plot([line["accuracy_after"] for line in history], "o-", markersize=3, label="SNN, after the unit was tuned")
-        name_layers(axes, [line["name"] for line in history])
+        name_layers(axes, [line["name"] for line in history], history[0]["unit"] + 1)
         return [("Accuracy while the units are tuned", with_legend(canvas, axes))]
     epochs, pictures = [line["epoch"] + 1 for line in history], []
     kinds = (("Accuracy while training", "accuracy (%)", "top1"), ("Loss while training", "loss (nats)", "loss"))
