@@ -6,7 +6,7 @@ from math import cos, inf, pi
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from models import NORMS, Network
@@ -109,15 +109,19 @@ def fitted_norms(network: Network) -> list[nn.Module]:
 
 def layers_without_norm(network: Network) -> list[str]:
     """Return the layers with normalised weights that an activation reads without a batch normalisation in between."""
-    bare, passed = dict.fromkeys(()), {}  # `passed`: a call's layers since the last normalisation
+    bare: dict[str, None] = {}
+    passed: dict[fx.Node, dict[str, None]] = {}  # of each call, the layers since the last normalisation
     for part in network.graph.parts:
         for node in part.nodes:
             layer = network.layer(node.target) if node.op == "call_module" else None
-            before = [path for source in node.all_input_nodes for path in passed.get(source, ())]
-            normalised = isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, APoTWeight)
-            passed[node] = [] if isinstance(layer, NORMS) else [*before, *[node.target] * normalised]
+            passed[node] = {}
+            if not isinstance(layer, NORMS):
+                for source in node.all_input_nodes:
+                    passed[node] |= passed.get(source, {})
+            if isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, APoTWeight):
+                passed[node][node.target] = None
         if part.activation is not None:
-            bare |= dict.fromkeys(passed.get(part.result, ()))
+            bare |= passed.get(part.result, {})
     return list(bare)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import models
 from quant import APoTWeight, EightBitWeight, QuantReLU, dequantize_, fit_, quantize_, quantized_once, requantize_
-from quant.fit import best_clip, best_threshold
+from quant.fit import best_clip, best_threshold, layers_without_norm
 from snn_layers import to_spiking
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -141,6 +141,31 @@ def test_fitting_restores_mode_and_momentum():
     fit_(network, IMAGES)
     assert network.training
     assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+class Doubled(nn.Module):
+    """A value that is added to itself forty times, behind a convolution without BN."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.ReLU()
+
+    def forward(self, x):
+        x = self.second(self.act(self.first(x)))
+        for _ in range(40):
+            x = x + 0.5 * x
+        return self.act(x).mean((2, 3))
+
+
+def test_normalised_weights_without_bn_are_found():
+    torch.manual_seed(0)
+    shortcut = models.module("resnet20", "cifar10", 10)
+    shortcut.body[4].part2.shortcut.bn = nn.Identity()
+    early = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(100, 2))
+    found = [layers_without_norm(quantize_(network, 3)) for network in (models.build("resnet20"), shortcut, early, Doubled())]
+    assert found == [[], ["body.4.part2.shortcut.conv"], ["3"], ["second"]]
+    assert layers_without_norm(quantize_(early, 3, weight_bit=32)) == []
 
 
 def test_normalised_weights_without_bn_are_told():
