@@ -95,7 +95,7 @@ def delays(swept: dict[str, list[tuple[int, int, list[float]]]], ann: float, sho
     """Draw accuracy over the delay, with the latency below it: a line for each number of steps that are `shown`."""
     canvas, axes = axes_of("delay d, and latency of a readout at T (steps)", "accuracy (%)")
     plt = pyplot()
-    for (neuron, rows), style in zip(swept.items(), STYLES, strict=False):
+    for (neuron, rows), style in zip(swept.items(), STYLES[:len(swept)], strict=True):
         for number, steps in enumerate(shown):
             color = plt.get_cmap("viridis")(0.85 * number / max(1, len(shown) - 1))
             found = [row[2][steps - 1] for row in rows]

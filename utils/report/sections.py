@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import Network
 from quant import time_steps
-from snn_layers import to_spiking, waits
+from snn_layers import NEURONS, to_spiking, waits
 from snn_layers.energy import FP32, INT8, ann_energy, snn_energy, total
 
 from ..checkpoints.checkpoint import read_checkpoint, recorded, revision
@@ -52,16 +52,17 @@ def build(subject: Subject, data: Path, images: int) -> tuple[str, dict[str, Any
 def spiking_sections(subject: Subject, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[str], dict[str, Any]]:
     """Return the measurements of the spiking networks: as sections, and as numbers, see `numbers_of`."""
     ann = subject.network.eval()
-    kinds = list(subject.kinds.values())
-    snns = {kind.name: to_spiking(ann, kind) for kind in (kinds[1], kinds[0], *kinds[2:])}
+    kinds = subject.kinds
+    order = ["unsigned", "signed", *(name for name in kinds if name not in NEURONS)]  # one of a user, if any, is the last
+    snns = {name: to_spiking(ann, kinds[name]) for name in order}
     snns |= {tuned.name: tuned.snn for tuned in subject.tuned}
     networks = [measure.measure(name, ann, snn, batches) for name, snn in snns.items()]
     top1, count = evaluate(ann, batches).top1, sum(len(labels) for _, labels in batches)
     delays = spread(0, time_steps(ann.bit), MOST_DELAYS)
-    swept = {kind.name: measure.sweep(ann, kind, delays if waits(kind) else [0], batches) for kind in kinds}
+    swept = {name: measure.sweep(ann, kind, delays if waits(kind) else [0], batches) for name, kind in kinds.items()}
     numbers = numbers_of(networks, swept, top1, count)
     sections = [accuracy_section(networks, top1, count), latency_section(swept, top1), layer_section(networks),
-                neuron_section(snns[kinds[2 * (len(kinds) > 2)].name], batches[0][0][0]), energy_section(networks, ann, numbers)]
+                neuron_section(snns[order[-1]], batches[0][0][0]), energy_section(networks, ann, numbers)]
     return sections, numbers
 
 
