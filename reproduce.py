@@ -11,6 +11,7 @@ result; rows and tables share stages. After each one result/table_{table}.json, 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli, script
@@ -21,7 +22,7 @@ from utils.study.plan import Plan, duration
 from utils.study.results import PUBLISHED, Result, Row
 from utils.study.tables import FLOAT_FILE, FROM_FLOAT, TABLES, rows_of
 
-ALL = [""]  # part of every row's name
+ALL = ("",)  # part of every row's name
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -73,7 +74,12 @@ def table_rows(table: str, args: argparse.Namespace) -> list[Row]:
     return rows_of(table, args.seeds, args.data, args.study, args.epochs_scale, extra, args.networks, args.start)
 
 
-def choose(rows: dict[str, list[Row]], texts: list[str]) -> dict[str, list[Row]]:
+def in_brief(args: argparse.Namespace) -> bool:
+    """Return whether all tables are planned, with a line for each."""
+    return args.table is None and args.rows == ALL
+
+
+def choose(rows: dict[str, list[Row]], texts: Sequence[str]) -> dict[str, list[Row]]:
     """Return the rows of each table whose name is one of the texts, or holds a text that is not the whole name of a row.
 
     Tables without such a row are left out.
@@ -144,7 +150,7 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
     if not args.list:
         table_file.check_same(known, chosen, path)
     plan = Plan(chosen, args.study)
-    if args.table is None and args.rows == ALL:
+    if in_brief(args):
         lost = f"; {len(plan.lost)} rows lack their network" * bool(plan.lost)
         print(f"table {table:<18}{len(chosen):>4} rows, {len(known)} have a result; {missing(plan)}{lost}", flush=True)
         return known
@@ -174,7 +180,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[Result]]:
     args.list = args.list or args.table is None
     rows = {table: table_rows(table, args) for table in ([args.table] if args.table else TABLES)}
     found = {table: work(table, rows[table], chosen, args) for table, chosen in choose(rows, args.rows).items()}
-    if args.table is None and args.rows == ALL:
+    if in_brief(args):
         print("\na result may be of a shorter schedule than these flags ask for\n"
               "next: --table NAME --list tells the rows of a table, --table NAME makes its missing runs")
     return found
