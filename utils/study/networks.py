@@ -13,7 +13,7 @@ from .stages import Stage
 IMAGES = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}  # of the training and the test set
 CALIB = 5_000  # images of layer-wise tuning, one epoch a unit
 PUBLISHED_TUNING = {"cifar10": 8, "imagenet": 1}  # epochs a unit of the published commands, over all training images
-TIME_EPOCHS = {"unsigned": {4: 2, 3: 4, 2: 10}, "signed": {4: 1, 3: 2, 2: 4}}  # through time, by bits: their time grows with T
+TIME_EPOCHS = {"unsigned": {4: 2, 3: 6, 2: 10}, "signed": {4: 1, 3: 2, 2: 4}}  # through time, by bits: their time grows with T
 TIME_RATE = {"unsigned": (), "signed": ("--lr", "2e-3")}  # signed neurons start near their ANN, and lose it at a larger rate
 NEURONS = {"signed": (), "unsigned": ("-u",)}
 CALIBRATE = ("--calibrate", "512")
