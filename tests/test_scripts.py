@@ -21,7 +21,7 @@ from utils.config import RunSettings
 from utils.data import splits
 from utils.data.cifar import ImageSet, load_images
 from utils.errors import UserError
-from utils.training import loading, train
+from utils.training import engine, loading, session, train
 
 SMALL = ["--arch", TINY, "--dataset", "digits", "-b", "16"]
 TEST_IMAGES = 90
@@ -287,6 +287,23 @@ def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):
     init = ["--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar"), "--result", str(tmp_path)]
     snn_ft.main([*SMALL, "--bit", "2", "--method", "global", "--lr", "0.15", "-t", *init])
     assert "lower --lr" in capsys.readouterr().err
+
+
+def test_both_networks_are_scored_in_float32_beside_a_tuning_in_bfloat16(result, tmp_path, monkeypatch):
+    scored: list[torch.dtype] = []
+
+    def evaluate(network, *how, **flags):
+        handle = network.register_forward_hook(lambda module, images, logits: scored.append(logits.dtype))
+        try:
+            return engine.evaluate(network, *how, **flags)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(session, "evaluate", evaluate)
+    few = ["-n", "1", "--calib", "16", "--check-images", "16", "--init", str(result / f"{TINY_RUN}_2bit" / "model_best.pth.tar")]
+    snn_ft.main([*SMALL, "--bit", "2", "--method", "through-time", "--amp", "--result", str(tmp_path), *few])
+    assert len(scored) >= 3  # the ANN, the spiking network before and after
+    assert set(scored) == {torch.float32}
 
 
 def test_calibration_brings_the_spiking_network_closer(result):

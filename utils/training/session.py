@@ -50,9 +50,9 @@ class Session:
         self.optimizer_state, self.progress = before.get("optimizer"), before.get("progress")
 
     def score(self, network: Network, name: str) -> float:
-        """Return a network's accuracy on the test set in percent."""
+        """Return a network's accuracy on the test set in percent; in float32, also after a tuning in bfloat16."""
         runner = network if network is self.ann else loading.fast(network, self.test_batches, self.settings)
-        return evaluate(runner, self.test_batches, self.settings.run.amp, self.settings.run.limit, name).top1
+        return evaluate(runner, self.test_batches, limit=self.settings.run.limit, name=name).top1
 
     def prepare(self) -> None:
         """Measure the networks, calibrate if asked for, and save that, unless a run goes on."""
