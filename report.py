@@ -4,6 +4,7 @@
     python report.py result/study/resnet20-45epochs-amp-compile/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
     python report.py result/published/resnet20_3bit.pth.tar --neuron mine.py:leaky
+    python report.py apot_4bit.pth.tar --arch resnet20 --bit 4
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The page also shows
 the tuned networks beside it. It goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline. For a
@@ -27,7 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN",
         help="a run directory, a stage of reproduce.py that trains or tunes, or a checkpoint")
-    add("-a", "--arch", metavar="FILE.py:FUNCTION", help="the network of the run, if it is from a file of yours")
+    add("-a", "--arch", help="of a published checkpoint, or of a run whose network is from a file of yours, FILE.py:FUNCTION")
+    add("--bit", type=cli.bits, help="bits of a published quantized checkpoint")
     add("--neuron", metavar="FILE.py:FUNCTION", help="an equation of yours, measured beside signed and unsigned neurons")
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="where the data set is (default: data)")
     add("--images", type=cli.count(1, "number of images"), default=1000, help="test images to measure on (default: 1000)")
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     kinds = known_neurons(args.neuron)
     pages = []
     for run in args.runs:
-        subject = read_subject(run, args.arch, kinds)
+        subject = read_subject(run, args.arch, kinds, args.bit)
         pages.append(args.output or subject.page)
         page, numbers = sections.build(subject, args.data, args.images)
         write_text(pages[-1], page)

@@ -80,6 +80,14 @@ def test_report_draws_a_published_network(tiny, tmp_path, find):
     assert json.loads(path.with_suffix(".json").read_text())["images"] == 8
 
 
+def test_a_report_of_a_published_file_is_told_what_the_file_does_not_hold(find):
+    path = find("checkpoints/apot_resnet20_4bit.pth.tar")
+    with pytest.raises(UserError, match="--bit"):
+        read_subject(path, "resnet20")
+    subject = read_subject(path, "resnet20", bit=4)
+    assert (subject.title, subject.network.bit, subject.tuned) == ("resnet20, apot_resnet20_4bit", 4, [])
+
+
 def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):
     assert quantized.arch == "resnet20"
 

@@ -84,31 +84,32 @@ def known_neurons(own: str | None) -> Mapping[str, Neuron]:
     return {**NEURONS, kind.name: kind}
 
 
-def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron] = NEURONS) -> Subject:
+def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron] = NEURONS, bit: int | None = None) -> Subject:
     """Return the subject of a report of `run`; for a tuning, the network that it came from, with this tuning.
 
     Args:
-        arch: of a network from a user's file, FILE.py:FUNCTION; a file that a checkpoint names is never imported.
+        arch: of a published file, or of a network from a user's file, FILE.py:FUNCTION; what a checkpoint names is never imported.
         kinds: the neurons that are known, by name.
+        bit: of a published quantized file, which does not hold it.
     """
     path = checkpoint_of(run)
     contents = read_checkpoint(path)
+    network = restore_network(contents, path, arch, bit)
     page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
-    title = f"{contents.get('arch', '')}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
+    title = f"{network.arch}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:
-        subject = Subject(title, page, path, contents | {"history": history_of(path, contents)},
-                          restore_network(contents, path, arch), kinds=kinds)
-        files = tuned_files(path, subject.network) if subject.quantized else []
+        subject = Subject(title, page, path, contents | {"history": history_of(path, contents)}, network, kinds=kinds)
+        files = tuned_files(path, network) if subject.quantized else []
         subject.tuned = told_apart(read_tuned(file, arch, kinds) for file in files)
         return subject
     tuned, start = read_tuned(path, arch, kinds), untuned(path)
     if start.is_file():
         original = read_checkpoint(start)
-        network = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
+        ann = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
         original = original | {"history": history_of(start, original)}
-        return Subject(title, page, start, original, network, [tuned], kinds=kinds)
+        return Subject(title, page, start, original, ann, [tuned], kinds=kinds)
     note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
-    return Subject(title, page, path, contents, restore_network(contents, path, arch), [tuned], [note], kinds)
+    return Subject(title, page, path, contents, network, [tuned], [note], kinds)
 
 
 def history_of(path: Path, contents: dict[str, Any]) -> list[dict[str, Any]]:
