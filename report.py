@@ -4,7 +4,7 @@
     python report.py result/study/resnet20-45epochs-amp-compile/3bit-seed0 --images 2000
     python report.py result/published/resnet20_3bit.pth.tar --output page.html
     python report.py result/published/resnet20_3bit.pth.tar --neuron mine.py:leaky
-    python report.py apot_4bit.pth.tar --arch resnet20 --bit 4
+    python report.py published_4bit.pth.tar --arch resnet20 --bit 4
 
 A run is a directory with model_best.pth.tar, a stage of reproduce.py that trains or tunes, or a checkpoint. The page also shows
 the tuned networks beside it. It goes to {run}/report.html, or {checkpoint}.html, holds its pictures and opens offline. For a

@@ -80,12 +80,18 @@ def test_report_draws_a_published_network(tiny, tmp_path, find):
     assert json.loads(path.with_suffix(".json").read_text())["images"] == 8
 
 
-def test_a_report_of_a_published_file_is_told_what_the_file_does_not_hold(find):
-    path = find("checkpoints/apot_resnet20_4bit.pth.tar")
+def test_a_report_of_a_published_file_is_told_what_the_file_does_not_hold(recorded, tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(recorded("cifar10_res_resnet20_3bit")[1], path)
     with pytest.raises(UserError, match="--bit"):
         read_subject(path, "resnet20")
-    subject = read_subject(path, "resnet20", bit=4)
-    assert (subject.title, subject.network.bit, subject.tuned) == ("resnet20, apot_resnet20_4bit", 4, [])
+    subject = read_subject(path, "resnet20", bit=3)
+    assert (subject.title, subject.network.bit, subject.tuned) == ("resnet20, net.pth", 3, [])
+
+
+def test_a_start_for_training_has_no_report(find):
+    with pytest.raises(UserError, match="lacks thresholds or statistics"):
+        read_subject(find("checkpoints/apot_resnet20_4bit.pth.tar"), "resnet20", bit=4)
 
 
 def test_a_report_finds_its_run_and_the_tunings_of_it(quantized, tmp_path):

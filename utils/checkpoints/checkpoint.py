@@ -160,8 +160,12 @@ def load_network(path: str | Path, arch: str | None = None, bit: int | None = No
 
 
 def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None = None, bit: int | None = None,
-                    dataset: str | None = None) -> Network:
-    """Rebuild the network in `contents`, read from `path`; see `load_network`."""
+                    dataset: str | None = None, as_it_is: bool = False) -> Network:
+    """Rebuild the network in `contents`, read from `path`; see `load_network`.
+
+    Args:
+        as_it_is: the network will not be trained, so that a start for training only is an error, see `Facts`.
+    """
     try:
         refuse_unnamed(path, contents, arch)
         network = _rebuild(contents, arch, bit, dataset)
@@ -170,6 +174,9 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
         raise UserError(f"checkpoint {path}: {error}") from error
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
+    if as_it_is and network.trainable_start:
+        raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
+                        f"main.py --init {path} trains it first")
     return network
 
 

@@ -94,7 +94,7 @@ def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron]
     """
     path = checkpoint_of(run)
     contents = read_checkpoint(path)
-    network = restore_network(contents, path, arch, bit)
+    network = restore_network(contents, path, arch, bit, as_it_is=True)
     page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
     title = f"{network.arch}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:

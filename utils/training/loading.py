@@ -36,11 +36,7 @@ def usable(contents: dict[str, Any], file: Path, arch: str | None, bit: int | No
     Raises:
         UserError: another network, a start for training only, or other classes.
     """
-    network = restore_network(contents, file, arch, bit, data.settings.dataset)
-    if network.trainable_start:
-        raise UserError(f"checkpoint {file} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
-                        f"main.py --init {file} trains it first")
-    return data.check(network, file)
+    return data.check(restore_network(contents, file, arch, bit, data.settings.dataset, as_it_is=True), file)
 
 
 def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
