@@ -3,7 +3,7 @@ r"""Measure a table of the paper: plan its runs, make those that are missing, wr
     python reproduce.py                                              # a line for each table, nothing is run
     python reproduce.py --table cifar10 --epochs-scale 0.15 --result result/mine    # plan and run; shortened, cosine
     python reproduce.py --table cifar10 --rows "resnet20, 3 bits" --list
-    python reproduce.py --table conversion --networks result/published --seeds 0 1 2 --readme result/tables.md
+    python reproduce.py --table conversion --networks result/published --amp --compile --seeds 0 1 2 --readme result/tables.md
     python reproduce.py --table imagenet --rows alexnet --data /data/imagenet2012
 
 Each stage is a call of main.py, dali_main.py, snn.py or snn_ft.py in {study}/{stage}, with a record of its flags, revision and
