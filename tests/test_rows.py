@@ -100,8 +100,8 @@ def test_the_fast_tables_train_as_main_does_with_its_recipe():
         for row in rows:
             told = main.parse(["--bit", str(row.bit), "--recipe", "fast"]).training
             found = main.parse(list(row.stages[0].flags)).training
-            assert found.teacher == (row.networks.path(32, 0) if row.bit in (4, 3) else None)
-            assert replace(found, recipe="fast", teacher=None) == told
+            assert row.stages[0].teacher == (row.networks.path(32, 0) if row.bit in (4, 3) else None)
+            assert replace(found, recipe="fast") == told
             assert row.networks.trained_for(row.bit) == f"{told.epochs} of 300, fast"
     assert rows[0].stages[0].name == "resnet20-fast-from-resnet20_float/4bit-seed0"
 
@@ -117,3 +117,4 @@ def test_the_parts_of_a_recipe_differ_in_their_flags_alone():
     whole = added.pop("all")
     assert sorted(whole) == sorted(flag for flags in added.values() for flag in flags)
     assert set(added) == {"nesterov", "ema", "warmup", "rates", "teacher"}
+    assert {name for name, stages in last.items() if stages[0].teacher} == {"teacher", "all"}

@@ -94,6 +94,28 @@ def test_a_record_of_another_start_is_not_taken_for_this_stage(network, tmp_path
         stages.record_of(stage, tmp_path)
 
 
+def test_a_teacher_is_known_by_its_contents_not_its_path(network, tmp_path):
+    teacher, moved = tmp_path / "teacher.pth.tar", tmp_path / "moved.pth.tar"
+    main.main(["--arch", TINY, "--data", str(network.parent.parent), "--epochs", "1", "--result", str(tmp_path)])
+    teacher.write_bytes((tmp_path / f"{TINY_RUN}_32bit" / "model_best.pth.tar").read_bytes())
+    moved.write_bytes(teacher.read_bytes())
+    stage = replace(stage_of("main", network, "--epochs", "1", "--lr", "0.02"), teacher=teacher)
+    record = stages.run(stage, tmp_path)
+    assert record["teacher"] == stages.digest(teacher)
+    config = json.loads((tmp_path / "stage" / f"{TINY_RUN}_2bit" / "config.json").read_text())
+    assert config["settings"]["training"]["teacher"] == str(teacher)
+    assert stages.run(replace(stage, teacher=moved), tmp_path) == record
+    with pytest.raises(UserError, match="started from another"):
+        stages.record_of(replace(stage, teacher=network), tmp_path)
+    path = tmp_path / "stage" / stages.RECORD  # earlier versions had the path among the flags, and no digest
+    old = {**record, "flags": [*record["flags"], "--teacher", "elsewhere"]}
+    del old["teacher"]
+    path.write_text(json.dumps(old))
+    assert stages.run(stage, tmp_path) == old
+    with pytest.raises(UserError, match="--teacher elsewhere, not"):
+        stages.record_of(replace(stage, teacher=None), tmp_path)
+
+
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):
     stage = stage_of("main", network, "--epochs", "2", "-b", "2", "--lr", "0.02")
     saved, simple = main.train.best_of, stages.simple
@@ -136,4 +158,4 @@ def test_a_stage_that_ended_before_it_began_runs_when_its_start_is_there(network
         stages.run(stage, tmp_path)
     start.write_bytes(network.read_bytes())
     assert stages.record_of(stage, tmp_path) is None
-    assert stages.run(stage, tmp_path)["start"] == stages.digest(stage)
+    assert stages.run(stage, tmp_path)["start"] == stages.digest(stage.init)

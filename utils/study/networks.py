@@ -133,25 +133,25 @@ class Networks:
         return ("--data", str(self.data)) if self.dataset == "cifar10" else (str(self.data),)
 
     def stage(self, name: str, script: str, bit: int, flags: tuple[str, ...], init: Path | None, trained: float = 0,
-              passes: float = 0) -> Stage:
+              passes: float = 0, teacher: Path | None = None) -> Stage:
         """Return a stage of this architecture, {bit}bit-{name}; for the other arguments see `Stage`."""
         name, flags = f"{self.group(bit)}/{bit}bit-{name}", ("--arch", self.arch, "--bit", str(bit), *flags)
-        return Stage(name, script, flags, init, self.place, self.arch, self.dataset, trained, passes)
+        return Stage(name, script, flags, init, self.place, self.arch, self.dataset, trained, passes, teacher)
 
     def training(self, bit: int, seed: int) -> Stage:
         """Return the training of one bit-width, which starts from the one before."""
         before = self.path(self.bits[self.bits.index(bit) - 1], seed) if bit != self.bits[0] else self.start
         taught = self.recipe == "fast" and bit in TAUGHT
-        return self.trained(bit, seed, before, flags=("--teacher", str(self.path(FLOAT_BITS, seed))) * taught)
+        return self.trained(bit, seed, before, (), self.path(FLOAT_BITS, seed) if taught else None)
 
-    def trained(self, bit: int, seed: int, start: Path | None, kind: str = "", flags: tuple[str, ...] = ()) -> Stage:
+    def trained(self, bit: int, seed: int, start: Path | None, own: tuple[str, ...], teacher: Path | None, kind: str = "") -> Stage:
         """Return the training of a network with `bit` bits from a file; `kind` names the flags that it has more than others."""
         train, test = IMAGES[self.dataset]
-        flags = (*self.training_flags(bit), "--seed", str(seed), *self.schedule.batch, *self.extra_of(bit), *flags)
+        flags = (*self.training_flags(bit), "--seed", str(seed), *self.schedule.batch, *self.extra_of(bit), *own)
         epochs, script = int(flags[flags.index("--epochs") + 1]), "main" if self.dataset == "cifar10" else "dali_main"
         factor = 1 if bit == FLOAT_BITS else COMPILED if "--compile" in flags else QUANTIZED
-        passes = epochs * (test + ("--teacher" in flags) * train)
-        return self.stage(f"{kind}seed{seed}", script, bit, flags, start, epochs * train * factor, passes)
+        passes = epochs * (test + (teacher is not None) * train)
+        return self.stage(f"{kind}seed{seed}", script, bit, flags, start, epochs * train * factor, passes, teacher)
 
     def chain(self, bit: int, seed: int) -> tuple[Stage, ...]:
         """Return the stages that make the network with `bit` bits, in order; none if it is read from a file."""

@@ -27,6 +27,7 @@ class Stage:
         script: "main", "dali_main", "snn" or "snn_ft".
         flags: the arguments that decide the result: all but the paths below and --result.
         init: file of --init; None without one.
+        teacher: file of a training's --teacher; None without one.
         place: the arguments that name the data set.
         arch, dataset: of its network.
         trained: its cost in training steps of the float network, counted in images.
@@ -42,6 +43,7 @@ class Stage:
     dataset: str = "cifar10"
     trained: float = 0
     passes: float = 0
+    teacher: Path | None = None
 
     def flag(self, name: str) -> str | None:
         """Return the value of a flag; None without it."""
@@ -70,10 +72,13 @@ def _begun(stage: Stage, study: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if record["result"] is None and not _saved(path.parent):
         return None  # it ended before its first checkpoint, perhaps because its start was missing
+    if stage.teacher is not None and "--teacher" in flags:  # earlier versions counted it among the flags
+        flags = flags[:(at := flags.index("--teacher"))] + flags[at + 2:]
     if flags != list(stage.flags):
         raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: {remedy}")
-    if (now := digest(stage)) not in (None, start):
-        raise UserError(f"{path} started from another {stage.init} ({start}, now {now}): {remedy}")
+    for file, then in ((stage.init, start), (stage.teacher, record.get("teacher", digest(stage.teacher)))):
+        if (now := digest(file)) not in (None, then):
+            raise UserError(f"{path} started from another {file} ({then}, now {now}): {remedy}")
     return record
 
 
@@ -82,11 +87,9 @@ def _saved(directory: Path) -> bool:
     return any(directory.glob(f"*/{LAST}"))
 
 
-def digest(stage: Stage) -> str | None:
-    """Return the first digits of the SHA-256 of the file that a stage starts from, as a run wrote it; None without a file."""
-    if stage.init is None or not stage.init.is_file():
-        return None
-    return origin(stage.init)[:16]
+def digest(file: Path | None) -> str | None:
+    """Return the first digits of the SHA-256 of a file that a stage reads, as a run wrote it; None without a file."""
+    return None if file is None or not file.is_file() else origin(file)[:16]
 
 
 def run(stage: Stage, study: Path) -> dict[str, Any]:
@@ -117,7 +120,8 @@ def _run(stage: Stage, study: Path) -> dict[str, Any]:
     directory = study / stage.name
     if record is None and _saved(directory):
         raise UserError(f"{directory} holds a run without {RECORD}, of flags unknown: delete it, or name another --study")
-    record = record or {"flags": list(stage.flags), "start": digest(stage), "revision": revision(), "result": None}
+    record = record or {"flags": list(stage.flags), "start": digest(stage.init), "teacher": digest(stage.teacher),
+                        "revision": revision(), "result": None}
     if revision() not in record["revision"].split(", "):
         record["revision"] += f", {revision()}"
     _write(directory, record)
@@ -137,7 +141,8 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 def arguments(stage: Stage, directory: Path) -> list[str]:
     """Return the arguments that start a stage, or go on with an interrupted one."""
     init = ["--init", str(stage.init)] if reads_start(stage, directory) else []
-    return [*stage.flags, *init, *stage.place, *["--resume"] * _saved(directory)]
+    teacher = [] if stage.teacher is None else ["--teacher", str(stage.teacher)]
+    return [*stage.flags, *teacher, *init, *stage.place, *["--resume"] * _saved(directory)]
 
 
 def reads_start(stage: Stage, directory: Path) -> bool:

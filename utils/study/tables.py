@@ -144,13 +144,13 @@ def recipe(networks: Networks, seeds: list[int]) -> list[Row]:
     All rows of a bit-width start from the same network, the first seed's with one bit more; the teacher is its float network.
     """
     short = replace(networks, scale=RECIPE_EPOCHS / networks.schedule.epochs)
-    parts = {**RECIPE_PARTS, "teacher": ("--teacher", str(networks.path(FLOAT_BITS, seeds[0])))}
-    every = tuple(flag for flags in parts.values() for flag in flags)
-    rows = []
+    every = tuple(flag for flags in RECIPE_PARTS.values() for flag in flags)
+    teacher, rows = networks.path(FLOAT_BITS, seeds[0]), []
     for bit in (3, 2):
         before, start = networks.chain(bit + 1, seeds[0]), networks.path(bit + 1, seeds[0])
-        for name, flags in {"published": (), **parts, "all": every}.items():
-            chains = ((*before, short.trained(bit, seed, start, f"{name}-", flags)) for seed in seeds)
+        for name, flags in {"published": (), **RECIPE_PARTS, "teacher": (), "all": every}.items():
+            taught = teacher if name in ("teacher", "all") else None
+            chains = ((*before, short.trained(bit, seed, start, flags, taught, f"{name}-")) for seed in seeds)
             rows.append(Row(short, bit, "ANN", name, tuple(chains)))
     return rows
 
