@@ -45,7 +45,7 @@ def register_constants_(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
-    """Remove, in place, the modules that no call reads; name those with parameters."""
+    """Remove, in place, the modules and the parameters that no call reads; name these, and those modules that have some."""
     used = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
     dropped = []
     for name, _ in list(root.named_modules()):
@@ -57,3 +57,8 @@ def drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
         delattr(root.get_submodule(container), leaf)
         if next(module.parameters(), None) is not None:
             warnings.warn(f"{name} is left out: the network does not run it outside of training", stacklevel=4)
+    for name, _ in list(root.named_parameters(remove_duplicate=False)):
+        container, _, leaf = name.rpartition(".")
+        if not any(f"{name}.".startswith(f"{target}.") for target in used):
+            delattr(root.get_submodule(container), leaf)
+            warnings.warn(f"{name} is left out: the network does not read it outside of training", stacklevel=4)

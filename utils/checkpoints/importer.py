@@ -41,10 +41,11 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     last = [len(value) for value in state.values() if value.ndim > 0][-1:]  # of a head that is not a linear layer
     classes = [len(value) for value in state.values() if value.ndim == 2][-1:] or last or [10]
     dataset = dataset or {100: "cifar100", 1000: "imagenet"}.get(classes[0], "cifar10")
-    if classes[0] != models.CLASSES.get(dataset, classes[0]):
-        raise ValueError(f"has {classes[0]} classes, {dataset} has {models.CLASSES[dataset]}: choose a file or data set that fits")
+    count = models.CLASSES.get(dataset, classes[0])
+    if classes[0] != count and not _fits(state, models.module(arch, dataset, count)):  # a head may stand anywhere
+        raise ValueError(f"has {classes[0]} classes, {dataset} has {count}: choose a file or data set that fits")
     bit = FLOAT_BITS if bit is None else bit
-    module, facts = models.module(arch, dataset, classes[0]), Facts(arch, dataset, classes[0], models.recipe(arch, dataset))
+    module, facts = models.module(arch, dataset, count), Facts(arch, dataset, count, models.recipe(arch, dataset))
     if not isinstance(module, Stack):
         return load_foreign(state, module, facts, bit)
     network = quantize_(Network(module, facts), bit)
@@ -53,8 +54,7 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     if "features.0.weight" in state and not residual:
         # TorchVision's networks pool where these stride, and AlexNet's has no BN: a start for training only.
         layout, incomplete = partial(torchvision_layout, state), True
-    elif residual and "conv1.weight" in state:
-        # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
+    elif residual and "conv1.weight" in state:  # a block has a threshold of its own for the shortcut's input; ours has one for both
         state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
         layout = apot_layout
         incomplete = network.bit != FLOAT_BITS
@@ -202,6 +202,10 @@ def reset_head_(network: Network, classes: int) -> None:
         raise ValueError(f"has {network.num_classes} classes and no linear layer at its end that could be replaced")
     network.set_layer(heads[-1], nn.Linear(network.layer(heads[-1]).in_features, classes))
     network.facts = replace(network.facts, num_classes=classes)
+
+
+def _fits(state: Mapping[str, Tensor], module: nn.Module) -> bool:
+    return all(name in state and state[name].shape == value.shape for name, value in module.named_parameters())
 
 
 def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
