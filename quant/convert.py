@@ -9,8 +9,8 @@ from torch import nn
 
 from models import Network
 
-from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU
-from .levels import CLIP, FLOAT_BITS, THRESHOLD, check_bits
+from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU, scalars
+from .levels import FLOAT_BITS, check_bits
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -108,12 +108,12 @@ def requantize_(network: Network, bit: int, weight_bit: int | None = None) -> Ne
     """
     if bit == FLOAT_BITS and network.bit != FLOAT_BITS:
         raise ValueError(f"the network is {network.bit}-bit: a float network starts from a float one")
-    clips = {name: p for name, p in network.named_parameters() if name.endswith((THRESHOLD, CLIP))}
+    learned = scalars(network)
     biases = {path: getattr(network.layer(path), "bias", None) for path in network.graph.activations.values()}
     network = quantize_(dequantize_(network), bit, weight_bit)
-    for name, parameter in network.named_parameters():
-        if name in clips:
-            parameter.copy_(clips[name])
+    for name, scalar in scalars(network).items():
+        if name in learned:
+            scalar.copy_(learned[name])
     for path, bias in biases.items():
         if bias is not None:
             network.layer(path).bias = bias

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from models import Network
 
-from .layers import APoTWeight, EightBitWeight
-from .levels import CLIP, THRESHOLD
+from .layers import APoTWeight, EightBitWeight, scalars
 
 SILENT = 1e-6  # a BN channel of variance 0 has seen only zeros if its mean less the bias is at most this
 
@@ -32,17 +31,13 @@ def check_values(network: nn.Module) -> None:
         raise ValueError(f"{found}: training diverged, or the file is damaged")
 
 
-def clips(network: nn.Module) -> list[Tensor]:
-    """Return the thresholds and weight clips, scalars that must stay positive."""
-    return [parameter for name, parameter in network.named_parameters() if name.endswith((THRESHOLD, CLIP))]
-
-
 def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
     for name, tensor in network.state_dict().items() if statistics else network.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             yield f"{name} holds NaN or infinity"
-        if name.endswith((THRESHOLD, CLIP)) and not tensor > 0:
-            yield f"{name} is {tensor.item():g}, but must be positive"
+    for name, scalar in scalars(network).items():
+        if not scalar > 0:
+            yield f"{name} is {scalar.item():g}, but must be positive"
 
     def read_bias(norm: str, channels: int) -> Tensor | None:
         path = network.graph.norms.get(norm) if isinstance(network, Network) else None

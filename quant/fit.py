@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from models import NORMS, Network
 
 from .functional import nearest_level, quantize_activation
-from .layers import APoTWeight, Quantized, QuantReLU, quantized_once
+from .layers import APoTWeight, Quantized, QuantReLU, quantized_once, shifted
 from .levels import FLOAT_BITS
 
 CANDIDATES = 48
@@ -58,7 +58,7 @@ def best_clip(weight: Tensor, quantizer: APoTWeight) -> float:
 
 
 @torch.no_grad()
-def fit_(network: Network, images: Tensor) -> Network:
+def fit_(network: Network, images: Tensor, rescaled: bool = False) -> Network:
     """Re-estimate weight clips, BN statistics and thresholds in one forward pass, in place.
 
     Quantized weights are normalised, so the BN statistics of the float network do not fit. Each weight clip takes the
@@ -68,6 +68,7 @@ def fit_(network: Network, images: Tensor) -> Network:
     Args:
         network: a quantized network; in a float one all BN statistics are re-estimated.
         images: [N, 3, H, W], training images; about a thousand are enough.
+        rescaled: float weights had been quantized, and so normalised, so that no BN statistics fit; all are re-estimated.
 
     Raises:
         ValueError: a module that `quantize_` has not returned.
@@ -81,7 +82,7 @@ def fit_(network: Network, images: Tensor) -> Network:
     with ExitStack() as stack:
         stack.callback(network.train, network.training)
         network.eval()
-        for norm in fitted_norms(network):
+        for norm in fitted_norms(network, rescaled):
             stack.callback(setattr, norm, "momentum", norm.momentum)
             norm.train()
             norm.momentum = 1.0  # running statistics = this batch's
@@ -95,16 +96,21 @@ def fit_(network: Network, images: Tensor) -> Network:
     return network
 
 
-def fitted_norms(network: Network) -> list[nn.Module]:
+def fitted_norms(network: Network, every: bool = False) -> list[nn.Module]:
     """Return the batch normalisations that read the output of a quantized weight, through affine calls; in a float network all."""
-    found, touched = {}, set()
+    found, touched, every = {}, set(), every or network.bit == FLOAT_BITS
     for node in (node for part in network.graph.parts for node in part.nodes):
         layer = network.layer(node.target) if node.op == "call_module" else None
         if isinstance(layer, Quantized) or any(source in touched for source in node.all_input_nodes):
             touched.add(node)
-        if isinstance(layer, NORMS) and layer.running_mean is not None and (network.bit == FLOAT_BITS or node in touched):
+        if isinstance(layer, NORMS) and layer.running_mean is not None and (every or node in touched):
             found[node.target] = layer
     return list(found.values())
+
+
+def normalised(network: nn.Module) -> bool:
+    """Return whether a network has APoT weights, which are normalised."""
+    return any(isinstance(module, APoTWeight) for module in network.modules())
 
 
 def layers_without_norm(network: Network) -> list[str]:
@@ -126,7 +132,7 @@ def layers_without_norm(network: Network) -> list[str]:
 
 
 def _fit_threshold_(relu: QuantReLU, inputs: tuple[Tensor, ...]) -> None:
-    relu.threshold.fill_(best_threshold(inputs[0], relu.time_steps, relu.clip))
+    relu.threshold.fill_(best_threshold(shifted(inputs[0], relu.bias), relu.time_steps, relu.clip))
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ FIRST_CLIP = 3.0  # α at the start, in standard deviations
 class APoTWeight(nn.Module):
     """Weight quantizer with b-bit additive-powers-of-two levels and a learned clip α (in standard deviations)."""
 
+    learned_scalar = "alpha"
+
     def __init__(self, bits: int):
         super().__init__()
         numerators, self.denominator = apot_grid(bits)
@@ -117,6 +119,12 @@ def quantized_once(network: nn.Module) -> Iterator[None]:
             layer.frozen = None
 
 
+def scalars(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return thresholds θ of activations and clips α of weights by name; other modules may have parameters of such names."""
+    return {f"{path}.{module.learned_scalar}": getattr(module, module.learned_scalar) for path, module in network.named_modules()
+            if hasattr(type(module), "learned_scalar")}
+
+
 def shifted(x: Tensor, bias: Tensor | None) -> Tensor:
     """Return x [B, C, ...] + bias [C]."""
     return x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))
@@ -130,6 +138,8 @@ class QuantReLU(nn.Module):
         clip: where the float activation was clipped; bounds θ when it is fitted.
         bias: [C], added by calibration where no layer has a bias for it.
     """
+
+    learned_scalar = "threshold"
 
     def __init__(self, bits: int, threshold: float, clip: float = inf, bias: nn.Parameter | None = None):
         super().__init__()

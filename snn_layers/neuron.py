@@ -117,6 +117,8 @@ class IFNeuron(nn.Module):
         bias: [C], added to the current of each step.
     """
 
+    learned_scalar = "threshold"
+
     def __init__(self, threshold: nn.Parameter, time_steps: int, kind: Neuron | bool = True, delay: int = 0, encodes: bool = False,
                  start: float = HALF, bias: nn.Parameter | None = None):
         super().__init__()

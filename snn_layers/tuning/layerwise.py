@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Network, Part, Values
-from quant import THRESHOLD, fault, quantized_once
+from quant import THRESHOLD, fault, quantized_once, scalars
 
 from ..convert import own_parameters_
 from ..step_norm import refuse_steps
@@ -39,6 +39,10 @@ class FinetuneConfig:
     force: bool = False
     online: bool = False
     compile: bool = False
+
+
+class DivergedError(ValueError):
+    """The loss of a unit, or one of its values, became useless."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         one result per tuned unit.
 
     Raises:
-        ValueError: two units share a weight, the loss is not finite (names the weight, or unit and batch), or the network has BN of
-            each time step.
+        DivergedError: the loss is not finite, or a value of the unit is useless; names unit and batch.
+        ValueError: two units share a weight, which is named, or the network has BN of each time step.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """
@@ -113,7 +117,7 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         for index, unit in enumerate(snn.graph.units):
             if index < first or unit.encodes or not trained_parameters(snn.excerpt(unit)):
                 continue
-            results.append(tuner.tune(index, on_epoch, started if index == first else None))
+            results.append(tuner.tune(index, on_epoch, None if results else started))
             if on_unit is not None:
                 on_unit(index, results[-1])
     return results
@@ -185,14 +189,15 @@ class _Tuner:
         mean = torch.stack(losses).double().mean().item() if losses else 0.0
         found = fault(unit, statistics=False) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
         if found is not None:  # spikes hide NaN: a neuron whose current is NaN is just silent
-            raise ValueError(f"{found} after {self.data.name(index, epoch)}")
+            raise DivergedError(f"{found} after {self.data.name(index, epoch)}")
         self.data.learned(index)
         return mean
 
 
 def trained_parameters(unit: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a unit's layers but the threshold: weights, biases, weight clips, BN scale and shift."""
-    return [parameter for name, parameter in unit.named_parameters() if not f".{name}".endswith(THRESHOLD)]
+    thresholds = {name for name in scalars(unit) if name.endswith(THRESHOLD)}
+    return [parameter for name, parameter in unit.named_parameters() if name not in thresholds]
 
 
 def unit_loss(snn: Network, unit: Part, means: Values, spike_rate: Tensor, target: Tensor) -> Tensor:

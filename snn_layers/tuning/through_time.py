@@ -70,7 +70,7 @@ class ThroughTime(nn.Module):
         snn: the network that is trained.
 
     Raises:
-        ValueError: an unknown norm or surrogate.
+        ValueError: an unknown norm or surrogate, or BN that cannot learn the statistics of the spikes.
     """
 
     def __init__(self, snn: Network, config: TimeConfig | None = None):
@@ -82,9 +82,8 @@ class ThroughTime(nn.Module):
         self.snn, self.frozen = snn, config.norm == "frozen"
         if any(neuron.kind.signed is None for _, neuron in snn.units()):
             raise ValueError(f"{snn.neuron} neurons have no surrogate: tuning through time takes signed and unsigned ones")
-        for name, norm in snn.named_modules() if not self.frozen else ():
-            if isinstance(norm, models.NORMS) and (norm.weight is None or norm.momentum is None):
-                raise ValueError(f"{name} has no scale and shift, or no momentum, to learn time steps with: pass --norm frozen")
+        if not self.frozen:
+            refuse_norms(snn)
         own_parameters_(snn)
         swap_(snn, lambda module: TimeNeuron.from_neuron(module, config.surrogate) if isinstance(module, IFNeuron) else None)
         for module in snn.modules():
@@ -147,6 +146,13 @@ class ThroughTime(nn.Module):
         """Return the network, in eval mode, with plain IF neurons."""
         swap_(self.snn, lambda module: module.neuron() if isinstance(module, TimeNeuron) else None)
         return self.snn.eval()
+
+
+def refuse_norms(snn: Network) -> None:
+    """Raise ValueError if BN has no scale and shift, or no momentum, with which it learns the statistics of the spikes."""
+    for name, norm in snn.named_modules():
+        if isinstance(norm, models.NORMS) and (norm.weight is None or norm.momentum is None):
+            raise ValueError(f"{name} has no scale and shift, or no momentum, to learn time steps with: pass --norm frozen")
 
 
 def spiking_norms(snn: Network) -> list[nn.Module]:

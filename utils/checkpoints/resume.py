@@ -1,5 +1,6 @@
 """A training or a tuning that goes on: checks of its checkpoint, and the state that it takes over."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Network
-from quant import THRESHOLD
+from quant import THRESHOLD, scalars
 from snn_layers import HALF, UnitProgress
 
 from ..errors import UserError
@@ -25,7 +26,7 @@ def next_epoch(contents: dict[str, Any]) -> int:
 
 def check_training(contents: dict[str, Any], file: Path) -> None:
     """Raise UserError unless a checkpoint has the log and settings of a training, epoch by epoch."""
-    if not {"optimizer", "rng", "args"} <= contents.keys():
+    if not {"optimizer", "args"} <= contents.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of a training; a new run starts from it with --init {file}")
     history = contents.get("history")
     whole = isinstance(contents["args"], dict) and isinstance(history, list) and all(
@@ -47,7 +48,9 @@ def check_same_run(settings: Settings, contents: dict[str, Any], run: RunDirecto
 
 
 def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Give an optimizer its saved momenta, in place; its rates and decays stay.
+    """Give an optimizer its saved momenta, in place, by the names of their parameters; its rates and decays stay.
+
+    Checkpoints of earlier versions have no names: the parameters are in the same order.
 
     Raises:
         ValueError: these are not momenta of its parameters.
@@ -56,6 +59,11 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     momenta = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(momenta, dict) or not momenta.keys() <= set(range(len(parameters))):
         raise ValueError("holds no state of an optimizer of this network")
+    ours, theirs = names_of(optimizer.param_groups), names_of(saved.get("param_groups", ()))
+    if theirs:
+        if sorted(ours) != sorted(theirs):
+            raise ValueError("holds momenta of other parameters")
+        momenta = {ours.index(theirs[index]): entry for index, entry in momenta.items()}
     for index, entry in momenta.items():
         momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
         if momentum is not None and not (isinstance(momentum, Tensor) and momentum.shape == parameters[index].shape
@@ -68,12 +76,16 @@ def restore_(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({**optimizer.state_dict(), "state": fitted})
 
 
+def names_of(groups: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of an optimizer's parameters, in the order of its momenta; none in earlier versions."""
+    return [name for group in groups for name in group.get("param_names", ())]
+
+
 def restore_state(contents: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Take over the momenta and the random generator from a checkpoint."""
+    """Take over the momenta from a checkpoint."""
     try:
         restore_(optimizer, contents["optimizer"])
-        torch.set_rng_state(contents["rng"])
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
 
 
@@ -117,8 +129,9 @@ def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
     Tuning through time learns the BN statistics of the spikes.
     """
     ours = tuned.state_dict()
-    frozen = (THRESHOLD,) if method == "through-time" else (THRESHOLD, "running_mean", "running_var")
+    thresholds = {name for name in scalars(ann) if name.endswith(THRESHOLD)}
+    frozen = () if method == "through-time" else ("running_mean", "running_var")
     for name, tensor in ann.state_dict().items():
-        if name.endswith(frozen) and not torch.equal(tensor, ours[name]):
+        if (name in thresholds or name.endswith(frozen)) and not torch.equal(tensor, ours[name]):
             raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
                             "file that the run was started with")

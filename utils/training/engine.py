@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant import CLIP, THRESHOLD, quantized_once
+from quant import THRESHOLD, quantized_once, scalars
 
+from ..data.batches import Batches
 from ..errors import UserError
 from .metrics import Meter, Scores
 from .step import Step, autocast
@@ -48,18 +49,26 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
     return rate
 
 
+def begin_epoch(batches: Batches, epoch: int) -> None:
+    """Choose the order and augmentation of an epoch, and seed dropout for it, so that a run that goes on repeats it."""
+    batches.set_epoch(epoch)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.manual_seed((batches.seed * 1_000_003 + epoch) * 1_000_003 + rank)
+
+
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool = False,
         threshold_lr: float | None = None, clip_lr: float | None = None) -> torch.optim.SGD:
     """Return SGD in which thresholds θ and weight clips α have a weight decay of their own, and rates of their own if given.
 
-    A group's "factor" multiplies the learning rate.
+    A group's "factor" multiplies the learning rate, which must not be 0 where another rate is given. Parameters have their
+    names, by which a run that goes on finds their momenta, also with other rates.
     """
-    rates = {THRESHOLD: threshold_lr, CLIP: clip_lr}
-    groups: dict[str | float, list[nn.Parameter]] = {"weights": []}  # then the clips, by the factor of their rate
+    known = scalars(network)
+    groups: dict[str | float, list[tuple[str, nn.Parameter]]] = {"weights": []}  # then the scalars, by the factor of their rate
     for name, parameter in network.named_parameters():
-        kind = next((kind for kind in rates if name.endswith(kind)), None)
-        own = rates.get(kind)
-        groups.setdefault("weights" if kind is None else 1.0 if own is None or not lr else own / lr, []).append(parameter)
+        own = threshold_lr if name.endswith(THRESHOLD) else clip_lr
+        group = "weights" if name not in known else 1.0 if own is None else own / lr
+        groups.setdefault(group, []).append((name, parameter))
     made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else
             {"params": parameters, "weight_decay": CLIP_DECAY, "factor": factor}
             for factor, parameters in groups.items() if parameters]

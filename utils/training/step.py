@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import reason_of
-from quant import Compiled, clips, fault
+from quant import Compiled, fault, scalars
 
 from ..errors import LostError, UserError
 from .guards import Note, first_fault, inner, is_sound
@@ -50,7 +50,7 @@ class Step:
         self.network, self.optimizer, self.amp, self.teacher, self.smoothing = network, optimizer, amp, teacher, smoothing
         self.averaged = [] if average is None else pairs(average, inner(network))
         self.decay = decay
-        self.positive, self.device = clips(network), next(network.parameters()).device
+        self.positive, self.device = list(scalars(network).values()), next(network.parameters()).device
         self.meter = Meter(self.device)
         self.note = Note(self.device)
         self.compiled = Compiled(self.loss, dynamic=False, whole=not dist.is_initialized()) if compile else None
@@ -191,6 +191,6 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def pairs(average: nn.Module, network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return pairs of floating-point parameters and buffers: of an average, and of the network."""
-    values = network.state_dict()
-    return [(tensor, values[name]) for name, tensor in average.state_dict().items() if tensor.is_floating_point()]
+    """Return pairs of floating-point parameters and buffers: of an average, and of the network; shared ones once."""
+    averages, values = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (average, network))
+    return [(tensor, values[name]) for name, tensor in averages.items() if tensor.is_floating_point()]
