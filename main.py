@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -
     with script.session(settings.run, settings.data.seed) as (device, place), script.profiled(settings.run):
         if settings.run.evaluate:
             return train.test(settings, Data(settings.data, device, place))
-        with RunDirectory.opened(settings.run, settings.suffix, check_training) as run:
+        with RunDirectory.opened(settings.run, settings.suffix, check_training, settings.training.teacher) as run:
             settings = run.settings(settings, partial(read, argv))
             script.repeatable(settings.run, settings.data.seed)
             trainer = train.Trainer(settings, Data(settings.data, device, place), run)

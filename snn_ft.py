@@ -29,7 +29,7 @@ from utils.data.splits import Data
 from utils.settings import CACHE, Settings
 from utils.training import loading
 from utils.training.session import Session
-from utils.training.tune import METHODS
+from utils.training.tune import METHODS, check
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         settings = run.settings(settings, partial(parse, argv))
         script.repeatable(settings.run, settings.data.seed)
         session = Session(settings, Data(settings.data, device, place), run)
+        check(settings, session)
         run.begin(settings, session.history)
         session.prepare()
         METHODS[settings.tuning.method](settings, session)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import models
 from models import BasicBlock, Facts, Network, Stack
 from models.unit import conv_unit
 from quant import fit_, quantize_
+from utils.data.cifar import load_images
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -115,6 +117,16 @@ def tiny(tmp_path_factory) -> Path:
         records[:, 0] %= 10
         records.tofile(folder / name)
     return root
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Let the scripts see 48 images of the digits."""
+    def shortened(*args: object) -> object:
+        images = load_images(*args)
+        return replace(images, images=images.images[:48], labels=images.labels[:48])
+
+    monkeypatch.setattr("utils.data.splits.load_images", shortened)
 
 
 @pytest.fixture(scope="session")

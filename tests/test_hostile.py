@@ -206,8 +206,6 @@ DAMAGED_RUNS: dict[str, tuple[Callable[[dict], dict], str]] = {
     "optimizer of another network": (lambda c: c | {"optimizer": {"state": {9999: {}}}}, "no state of an optimizer"),
     "momentum of another shape": (lambda c: c | {"optimizer": momentum(torch.zeros(2))}, "momentum 0"),
     "NaN momentum": (lambda c: c | {"optimizer": momentum(torch.full((16, 3, 3, 3), torch.nan))}, "momentum 0"),
-    "short generator": (lambda c: c | {"rng": torch.zeros(7, dtype=torch.uint8)}, "cannot be resumed"),
-    "generator of no kind": (lambda c: c | {"rng": "seed"}, "cannot be resumed"),
     "log of no kind": (lambda c: c | {"history": "epoch 1"}, "damaged log"),
     "log without accuracy": (lambda c: c | {"history": [{"epoch": 0}]}, "damaged log"),
     "log with a gap": (lambda c: c | {"history": [*c["history"], {**c["history"][0], "epoch": 5}]}, "damaged log"),

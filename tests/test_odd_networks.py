@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 import models
 from models import Network
-from quant import clips, dequantize_, fit_, quantize_, requantize_
+from quant import check_values, dequantize_, fit_, normalised, quantize_, requantize_, scalars
 from snn_layers import (
     FinetuneConfig,
     LayerMonitor,
     StepNorm,
     ThroughTime,
     TimeConfig,
+    UnitProgress,
     calibrate_rates_,
     deploy,
     finetune,
@@ -26,6 +27,7 @@ from snn_layers import (
 )
 from snn_layers.energy import fan_out, operations
 from snn_layers.export import network_file
+from utils.training.engine import sgd
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -238,7 +240,58 @@ def test_parameters_with_the_names_of_clips_are_weights():
     gain.alpha = nn.Parameter(torch.ones(8, 1, 1))
     ann = quantized(forward, a=conv(), alpha=nn.Parameter(torch.zeros(())), gain=gain)
     assert to_spiking(ann)(IMAGES).isfinite().all()
-    assert len(clips(ann)) == 3  # a hidden layer, two thresholds
+    assert len(scalars(ann)) == 3  # a hidden layer, two thresholds
+
+
+def test_a_parameter_that_is_named_as_a_threshold_is_a_weight():
+    gain = nn.Module()
+    gain.threshold = nn.Parameter(torch.zeros(8, 1, 1))
+    ann = quantized(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x))) + net.gain.threshold).mean((2, 3))), a=conv(),
+                    gain=gain)
+    check_values(ann)
+    weights, clips = sgd(ann, 0.1, 0.9, 5e-4).param_groups
+    assert "gain.threshold" in weights["param_names"]
+    assert len(clips["params"]) == 3  # a hidden layer, two thresholds
+    before = gain.threshold.clone()
+    snn = to_spiking(ann)
+    finetune(snn, ann, [(IMAGES, torch.arange(6))], [(IMAGES, torch.arange(6))], FinetuneConfig(lr=0.1, force=True))
+    assert not torch.equal(snn.state_dict()["gain.threshold"], before)
+
+
+def test_a_parameter_that_nothing_reads_is_left_out():
+    with pytest.warns(UserWarning, match="unused is left out: the network does not read it"):
+        ann = quantized(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x))) * net.gain).mean((2, 3))), a=conv(),
+                        gain=nn.Parameter(torch.ones(())), unused=nn.Parameter(torch.ones(2)))
+    assert "unused" not in ann.state_dict()
+    assert "gain" in ann.state_dict()
+
+
+def test_a_calibrated_bias_counts_when_a_threshold_is_fitted():
+    ann = quantized(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x)))).mean((2, 3))), a=conv())
+    relu = ann.activation(list(ann.graph.activations)[-1])
+    before = relu.threshold.item()
+    relu.bias = nn.Parameter(torch.full((8,), 5.0))
+    fit_(ann, IMAGES)
+    assert relu.threshold.item() > before + 2
+
+
+def test_float_weights_after_quantized_ones_get_statistics_of_their_scale():
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.head(F.relu(net.norm(net.a(net.relu(net.stem(x))))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net(forward, a=conv(bias=False), norm=nn.BatchNorm2d(8))
+    net(IMAGES)
+    network = fit_(Network(net), IMAGES)
+    with torch.no_grad():
+        expected = network.eval()(IMAGES)
+    ann = fit_(quantize_(network, 4), IMAGES)
+    assert normalised(ann)
+    back = requantize_(ann, 8, 32)
+    assert not normalised(back)
+    with torch.no_grad():
+        found = fit_(back, IMAGES, rescaled=True).eval()(IMAGES)
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_layers_with_the_names_of_a_networks_attributes():
@@ -284,6 +337,25 @@ def test_layer_wise_tuning_skips_a_unit_that_has_nothing_to_learn():
     for online in (False, True):
         results = finetune(to_spiking(ann), ann, data, data, FinetuneConfig(online=online))
         assert [result.name for result in results] == ["activation_2"]
+
+
+def test_going_on_within_the_first_unit_that_is_tuned_equals_an_unbroken_run():
+    """Here it is the third one: the two before it see images."""
+    ann = quantized(lambda net, x: net.head(F.relu(net.b(F.relu(net.stem(x)) + F.relu(net.a(x)))).mean((2, 3))),
+                    a=nn.Conv2d(3, 8, 3, padding=1), b=conv())
+    data, config, progress = [(IMAGES, torch.arange(6))], FinetuneConfig(epochs=3, lr=0.05, force=True), []
+    whole, resumed = to_spiking(ann), to_spiking(deepcopy(ann))
+
+    def stop(found: UnitProgress) -> None:
+        progress.append(deepcopy(found))
+        raise KeyboardInterrupt
+
+    unbroken = finetune(whole, ann, data, data, config)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(resumed, ann, data, data, config, on_epoch=stop)
+    assert finetune(resumed, ann, data, data, config, started=progress[0]) == unbroken
+    assert len(unbroken) == 1
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 def test_weights_of_two_layers_that_are_one_are_refused_and_buffers_are_not():

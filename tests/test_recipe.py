@@ -1,6 +1,6 @@
 """What training can do beyond the published recipe: warm-up, rates of the clips, averages, teachers, smoothing."""
 
-from dataclasses import replace
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ import main
 from models import build
 from quant import quantize_
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.resume import restore_
 from utils.checkpoints.rundir import RunDirectory, plain
-from utils.data.cifar import load_images
 from utils.errors import UserError
 from utils.settings import FAST
 from utils.training.engine import epoch_rate, sgd, train_epoch
@@ -79,6 +79,60 @@ def test_the_average_is_that_of_the_weights_after_each_step():
     assert not torch.equal(average.weight, network.weight)
 
 
+def test_weights_that_are_one_have_one_average():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    network[1].weight = network[0].weight
+    average = deepcopy(network).requires_grad_(False)
+    before, step = network[0].weight.detach().clone(), Step(network, sgd(network, 0.1, 0.9, 0), average=average, decay=0.75)
+    step(torch.randn(8, 4), torch.arange(8) % 4, 0.1)
+    torch.testing.assert_close(average[0].weight, 0.75 * before + 0.25 * network[0].weight.detach())
+
+
+def test_momenta_go_to_their_parameters_also_with_other_rates():
+    saved = sgd(quantize_(build("resnet20"), 3), 0.1, 0.9, 0)
+    places = [parameter for group in saved.param_groups for parameter in group["params"]]
+    saved.state = {parameter: {"momentum_buffer": torch.full_like(parameter, number)} for number, parameter in enumerate(places)}
+    names = [name for group in saved.param_groups for name in group["param_names"]]
+    goes_on = sgd(quantize_(build("resnet20"), 3), 0.1, 0.9, 0, threshold_lr=0.01)
+    restore_(goes_on, saved.state_dict())
+    found = {name: goes_on.state[parameter]["momentum_buffer"].flatten()[0].item() for group in goes_on.param_groups
+             for name, parameter in zip(group["param_names"], group["params"], strict=True)}
+    assert found == {name: number for number, name in enumerate(names)}
+    old = saved.state_dict()
+    for group in old["param_groups"]:
+        del group["param_names"]  # of earlier versions
+    again = sgd(quantize_(build("resnet20"), 3), 0.1, 0.9, 0)
+    restore_(again, old)
+    assert all(again.state[parameter]["momentum_buffer"].flatten()[0] == number
+               for number, parameter in enumerate(parameter for group in again.param_groups for parameter in group["params"]))
+    old["param_groups"][0]["param_names"] = ["another"]
+    with pytest.raises(ValueError, match="momenta of other parameters"):
+        restore_(again, old)
+
+
+def test_a_data_set_of_ones_own_wins_over_ct_also_with_a_recipe():
+    for flags in ([], ["--recipe", "fast"]):
+        assert main.parse(["--dataset", "digits", "-ct", "100", *flags]).data.dataset == "digits"
+
+
+def test_float_weights_of_a_float_network_are_no_other_setting(few, tmp_path):
+    flags = [*RUN, "--bit", "32", "--weight-bit", "32", "--result", str(tmp_path)]
+    main.main([*flags, "--epochs", "1"])
+    assert main.main([*flags, "--resume"])["last"]["epoch"] == 1
+
+
+def test_a_run_of_which_nothing_is_left_is_told_so(few, tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.train.Trainer, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main.main([*RUN, "--epochs", "5", "--start-epoch", "3", "--result", str(tmp_path)])
+    with pytest.raises(UserError, match="--epochs 2: the run starts with epoch 3"):
+        main.main([*RUN, "--resume", "--result", str(tmp_path)])
+
+
 def test_smoothing_is_that_of_torch():
     torch.manual_seed(0)
     network, images, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
@@ -87,16 +141,6 @@ def test_smoothing_is_that_of_torch():
     torch.testing.assert_close(step.loss(images, labels)[1], expected)
     found = train_epoch(step, [(images, labels)], lambda _: 0.0)
     assert found.loss == pytest.approx(nn.CrossEntropyLoss()(network(images), labels).item())  # the log's is plain
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """Let the scripts see 48 images of the digits."""
-    def shortened(*args: object) -> object:
-        images = load_images(*args)
-        return replace(images, images=images.images[:48], labels=images.labels[:48])
-
-    monkeypatch.setattr("utils.data.splits.load_images", shortened)
 
 
 RUN = ["--arch", TINY, "--dataset", "digits", "-b", "16", "--epochs", "2", "--lr", "0.01"]
@@ -121,7 +165,6 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "save", save)
     main.main(["--arch", TINY, "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
     whole, broken = (read_checkpoint(tmp_path / name / f"{TINY_RUN}_3bit" / LAST) for name in ("whole", "broken"))
-    assert torch.equal(whole["rng"], broken["rng"])
     for part in ("state_dict", "trained"):
         assert all(torch.equal(tensor, broken[part][name]) for name, tensor in whole[part].items())
     name = "body.0.conv.weight"
@@ -130,15 +173,46 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
 
 def test_a_teacher_of_other_pixels_is_refused(few, tmp_path):
     flags = [*RUN, "--epochs", "1", "--result", str(tmp_path)]
-    teacher = main.main([*flags, "--mean", "0.4", "0.4", "0.4", "--std", "0.2", "0.2", "0.2"])["directory"] / BEST
+    other = ["--mean", "0.4", "0.4", "0.4", "--std", "0.2", "0.2", "0.2", "--result", str(tmp_path / "teacher")]
+    teacher = main.main([*flags, *other])["directory"] / BEST
     with pytest.raises(UserError, match=r"trained on pixels with --mean and --std \(\(0.4, 0.4, 0.4\)"):
         main.main([*flags, "--overwrite", "--teacher", str(teacher)])
+
+
+def test_a_teacher_that_the_run_would_replace_is_refused(few, tmp_path):
+    flags = [*RUN, "--epochs", "1", "--result", str(tmp_path)]
+    own = main.main(flags)["directory"] / BEST
+    before = own.read_bytes()
+    for how in ("--overwrite", "--resume"):
+        with pytest.raises(UserError, match=rf"--teacher {own}: the run would replace this file"):
+            main.main([*flags, how, "--teacher", str(own)])
+    assert own.read_bytes() == before
+
+
+def test_a_teacher_may_be_another_network_of_a_users_file(few, tmp_path):
+    (tmp_path / "mine.py").write_text("""from torch import nn
+
+def wide(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+def narrow(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, num_classes))
+""")
+    flags = [*RUN[2:], "--epochs", "1", "--result", str(tmp_path)]
+    teacher = str(main.main(["--arch", f"{tmp_path}/mine.py:wide", *flags])["directory"] / BEST)
+    flags += ["--arch", f"{tmp_path}/mine.py:narrow", "--teacher", teacher]
+    with pytest.raises(UserError, match="name it with --teacher-arch"):
+        main.main(flags)
+    taught = main.main([*flags, "--overwrite", "--teacher-arch", f"{tmp_path}/mine.py:wide"])
+    assert taught["last"]["epoch"] == 0
 
 
 @pytest.mark.parametrize(("flags", "named"), [
     (["--teacher", "x.pth.tar", "--label-smoothing", "0.1"], "--label-smoothing 0.1"),
     (["--nesterov", "--momentum", "0"], "--nesterov"),
     (["--warmup", "2"], "--warmup 2"),
+    (["--lr", "0", "--threshold-lr", "0.1"], "pass a small --lr"),
+    (["--teacher-arch", "vgg11"], "is of a --teacher FILE"),
     (["--teacher", "x.pth.tar"], "x.pth.tar does not exist")])
 def test_flags_that_exclude_each_other_are_refused(few, tmp_path, flags, named):
     with pytest.raises(UserError, match=named):

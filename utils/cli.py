@@ -136,6 +136,8 @@ def add_run_flags(parser: Parser, epochs: int, lr: float, wd: float, milestones:
         help="of the labels, spread over all classes (default: 0)")
     add("--teacher", type=Path, metavar="FILE",
         help="learn the probabilities of this network, of any architecture, instead of the labels")
+    add("--teacher-arch", metavar="ARCH",
+        help="of the teacher, if it is from a file of yours, FILE.py:FUNCTION, or a published file (default: --arch)")
     add("--accum", type=count(1, "number of batches"), default=1, help="batches whose gradients make one step (default: 1)")
     add("--weight-bit", type=bits, help="bits of the hidden weights, instead of the recipe's")
     add("--compile", action="store_true",

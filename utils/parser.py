@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         flags = vars(self.parse_args([*self.words(before), *(sys.argv[1:] if argv is None else argv)]))
         if before.get("directories") and not flags["directories"]:
             flags["directories"] = [Path(str(directory)) for directory in before["directories"]]
-        if before and flags["cifar_type"]:  # `before` names the data set, which would win over -ct
+        if before.get("dataset") and flags["cifar_type"]:  # `before` names the data set, which would win over -ct
             flags["dataset"] = f"cifar{flags['cifar_type']}"
         return flags
 
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
             value = values.get(name)
             if value is None or not action.option_strings or name in OF_ONE_START or (name, value) == ("dataset", "imagenet"):
                 continue
-            if name in ("arch", "neuron") and models.file_of(str(value)) is not None:
+            if name in ("arch", "neuron", "teacher_arch") and models.file_of(str(value)) is not None:
                 continue  # a file is imported only where the command line names it
             if name == "data" and values.get("dataset") == "digits":  # it has no place
                 continue

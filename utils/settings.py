@@ -62,6 +62,7 @@ class TrainSettings:
     ema: float = 0.0
     label_smoothing: float = 0.0
     teacher: Path | None = None
+    teacher_arch: str | None = None
     accum: int = 1
     weight_bit: int | None = None
     init_bit: int | None = None
@@ -81,10 +82,14 @@ class TrainSettings:
         epochs = 1 if run.test else flags["epochs"]
         if (flags["start_epoch"] or 0) >= epochs:
             raise UserError(f"--start-epoch {flags['start_epoch']}: nothing is left of --epochs {epochs}, counted from 0")
+        if flags["teacher_arch"] and not flags["teacher"]:
+            raise UserError(f"--teacher-arch {flags['teacher_arch']}: is of a --teacher FILE; name it, or leave --teacher-arch out")
         if flags["teacher"] and flags["label_smoothing"]:
             raise UserError(f"--label-smoothing {flags['label_smoothing']:g}: with a --teacher no labels are learned; leave it out")
         if flags["nesterov"] and not flags["momentum"]:
             raise UserError("--nesterov: needs a --momentum above 0")
+        if not flags["lr"] and (flags["threshold_lr"] is not None or flags["clip_lr"] is not None):
+            raise UserError("--threshold-lr and --clip-lr fall as --lr does, which is 0: pass a small --lr, for example 1e-12")
         warmup = 0.0 if run.test else flags["warmup"]
         if warmup >= epochs:
             raise UserError(f"--warmup {warmup:g}: nothing is left of --epochs {epochs} after it")
@@ -95,7 +100,8 @@ class TrainSettings:
         if start and run.evaluate:
             raise UserError("-e evaluates --init, or the run's best checkpoint: leave --scratch and --pretrained out")
         elsewhere = run.bit == FLOAT_BITS or flags.get("scratch", True) or run.init or run.resume is not None
-        return picked(cls, flags, epochs=epochs, warmup=warmup, pretrained=flags["pretrained"] or not elsewhere)
+        return picked(cls, flags, epochs=epochs, warmup=warmup, weight_bit=None if run.bit == FLOAT_BITS else flags["weight_bit"],
+                      pretrained=flags["pretrained"] or not elsewhere)
 
 
 @dataclass(frozen=True)

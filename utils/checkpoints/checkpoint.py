@@ -180,11 +180,11 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
     return network
 
 
-def refuse_unnamed(path: str | Path, contents: dict[str, Any], arch: str | None) -> None:
-    """Raise UserError if a checkpoint's network is of a user's file, which only the command line may name, and `arch` is None."""
+def refuse_unnamed(path: str | Path, contents: dict[str, Any], arch: str | None, flag: str = "--arch") -> None:
+    """Raise UserError if a checkpoint's network is of a user's file, which only `flag` may name, and `arch` is None."""
     named = str(contents.get("arch")) if "format" in contents else ""
     if arch is None and models.file_of(named) is not None:
-        raise UserError(f"checkpoint {path}: is of the network {named}: name it with --arch; what a checkpoint names is never "
+        raise UserError(f"checkpoint {path}: is of the network {named}: name it with {flag}; what a checkpoint names is never "
                         "imported")
 
 

@@ -77,16 +77,17 @@ class RunDirectory:
         suffix: of the directory's name, {arch}_{bit}bit{suffix}.
         check: called with the contents and the path of the checkpoint with which the run goes on; raises UserError if it is
             damaged.
+        teacher: another file that the run reads.
 
     Attributes:
         file, contents: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
 
     Raises:
         UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with,
-            a new run would delete the file that it starts from, or the processes do not see the same directory.
+            the run would delete or replace a file that it reads, or the processes do not see the same directory.
     """
 
-    def __init__(self, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]):
+    def __init__(self, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None], teacher: Path | None = None):
         self.path, self.writer = path_of(run, suffix), None
         self.writes = Place.of_environment().first
         last = self.path / LAST
@@ -104,18 +105,24 @@ class RunDirectory:
                 raise UserError(f"--resume {self.file}: this is no checkpoint of the run in {self.path}; a new run starts from it "
                                 f"with --init {self.file}")
             check(self.contents, self.file)
-        elif run.init and run.init.name in FILES and run.init.parent.resolve() == self.path.resolve():
-            raise UserError(f"--init {run.init}: the run would delete this file in its own directory; --result DIR puts the run "
-                            "elsewhere")
         else:
+            self._refuse_own("--init", run.init)
             refuse_occupied(self.path, run)
+        self._refuse_own("--teacher", teacher)
+
+    def _refuse_own(self, flag: str, file: Path | None) -> None:
+        """Raise UserError if a file that the run reads is one that it writes."""
+        if file and file.name in FILES and file.parent.resolve() == self.path.resolve():
+            raise UserError(f"{flag} {file}: the run would replace this file in its own directory; --result DIR puts the run "
+                            "elsewhere")
 
     @classmethod
     @contextmanager
-    def opened(cls, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None]) -> Iterator["RunDirectory"]:
+    def opened(cls, run: RunSettings, suffix: str, check: Callable[[dict[str, Any], Path], None],
+               teacher: Path | None = None) -> Iterator["RunDirectory"]:
         """Open a run whose directory no other process writes meanwhile; see `writing`."""
         with writing(path_of(run, suffix)):
-            yield cls(run, suffix, check)
+            yield cls(run, suffix, check, teacher)
 
     def settings(self, given: S, read: Callable[[dict[str, Any]], S]) -> S:
         """Return the settings of the run. One that goes on keeps its own, except for flags that are given; prints the differences.

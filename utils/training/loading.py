@@ -46,16 +46,18 @@ def load_usable(run: RunSettings, data: Data) -> tuple[Network, dict[str, Any]]:
     return usable(contents, path, run.arch, run.bit, data), contents
 
 
-def load_teacher(file: Path, run: RunSettings, data: Data) -> Network:
-    """Load the network whose probabilities are learned, placed and in eval mode; a published file is a float one of --arch.
+def load_teacher(settings: Settings, data: Data) -> Network:
+    """Load the network whose probabilities are learned, placed and in eval mode; a published file is a float one.
 
     Raises:
         UserError: it cannot be loaded, is a start for training only, or has other classes or another normalisation of pixels.
     """
+    file, named, arch = settings.training.teacher, settings.training.teacher_arch, settings.run.arch
     contents, normalisation = read_checkpoint(file), data.normalisation()
     ours = "format" in contents
-    other = ours and not models.same(run.arch, str(contents.get("arch")))  # one from a user's file has to be that of --arch
-    teacher = usable(contents, file, None if other else run.arch, None if ours else FLOAT_BITS, data)
+    other = ours and not models.same(arch, str(contents.get("arch")))
+    refuse_unnamed(file, contents, named or (None if other else arch), "--teacher-arch")
+    teacher = usable(contents, file, named or (None if other else arch), None if ours else FLOAT_BITS, data)
     known = teacher.facts.mean, teacher.facts.std
     if known not in (normalisation, (None, None)):
         raise UserError(f"--teacher {file}: was trained on pixels with --mean and --std {known}, not {normalisation}: pass "
@@ -99,7 +101,7 @@ def fitted(settings: Settings, data: Data) -> Network:
     with RunDirectory.opened(run, settings.suffix, lambda *_: None) as directory:  # restarted by torchrun it fits again
         began = time.monotonic()
         network = usable(read_checkpoint(run.init), run.init, run.arch, FLOAT_BITS, data)
-        images = data.batches(train=True).first(count)
+        images = data.batches(train=True, limit=count).first(count)
         targets = outputs(data.placed(network), images)
         network = learn_(fit_(data.placed(quantize_(network, run.bit, settings.spiking.weight_bit)), images), images, targets)
         agree_(network)

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import models
 from models import Network
-from quant import fit_, quantize_, requantize_
+from quant import fit_, normalised, quantize_, requantize_
+from snn_layers import norm_steps
 
 from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_network
 from ..checkpoints.foreign import download, state_of
@@ -26,7 +25,7 @@ from ..distributed import processes
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
-from .engine import MILESTONES, epoch_rate, evaluate, sgd, train_epoch
+from .engine import MILESTONES, begin_epoch, epoch_rate, evaluate, sgd, train_epoch
 from .guards import inner
 from .metrics import log_line
 from .step import Step
@@ -46,12 +45,16 @@ def initial_network(settings: Settings, data: Data) -> Network:
         reset_head_(network, data.classes)
     data.check(network, source)
     fits = (network.bit, network.weight_bit) == (run.bit, how.weight_bit) and not network.trainable_start
+    before = normalised(network)
+    if norm_steps(network) is not None:
+        raise UserError(f"--init {source}: the network has BN of each time step, with which an ANN cannot train; start from the "
+                        "network that it was tuned from")
     try:
         network = data.placed(requantize_(network, run.bit, how.weight_bit))
     except ValueError as error:
         raise UserError(f"--init {source}: {error}") from error
     if not fits:
-        fit(network, settings, data, data.batches(train=True, augment=True))
+        fit(network, settings, data, data.batches(train=True, augment=True), before and not normalised(network))
     return network
 
 
@@ -78,13 +81,13 @@ def published_bit(contents: dict[str, Any], source: object, bit: int) -> int | N
     return bit
 
 
-def fit(network: Network, settings: Settings, data: Data, train_batches: Batches) -> None:
-    """Fit clips, BN statistics and thresholds to augmented training images; print the accuracy before and after."""
+def fit(network: Network, settings: Settings, data: Data, train_batches: Batches, rescaled: bool) -> None:
+    """Fit clips, BN statistics and thresholds to augmented training images, see `fit_`; print the accuracy before and after."""
     amp, limit = settings.run.amp, settings.run.limit
     check = data.batches(train=True, limit=CHECK_IMAGES)
     before = evaluate(network, check, amp, limit, "before fitting").top1
     images = train_batches.first(min(data.fit_images, (limit or data.fit_images) * settings.data.batch_size))
-    fit_(network, images)
+    fit_(network, images, rescaled)
     processes.agree_(network)
     network.facts = replace(network.facts, trainable_start=False)
     after = evaluate(network, check, amp, limit, "after fitting")
@@ -117,11 +120,13 @@ class Trainer:
             restore_trained_(self.network, before, run.file)
         self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd, nesterov=how.nesterov, threshold_lr=how.threshold_lr,
                              clip_lr=how.clip_lr)
-        teacher = loading.load_teacher(how.teacher, settings.run, data) if how.teacher else None  # it draws random weights first
+        teacher = loading.load_teacher(settings, data) if how.teacher else None
         if before:
             restore_state(before, self.optimizer, run.file)
         self.history: list[dict[str, Any]] = list(before.get("history", []))
         self.epochs = range(next_epoch(before) if before else how.start_epoch or 0, how.epochs)
+        if not (self.history or self.epochs):
+            raise UserError(f"--epochs {how.epochs}: the run starts with epoch {self.epochs.start}, so that nothing is left")
         self.step = Step(processes.parallel(self.network), self.optimizer, settings.run.amp, teacher, how.label_smoothing,
                          self.average, how.ema, how.compile)
 
@@ -143,7 +148,7 @@ class Trainer:
         """Return the contents of a checkpoint, without the log."""
         trained = {} if self.average is None else {"trained": self.network.state_dict()}
         return network_state(self.result_network) | trained | {
-            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(), "args": plain(self.settings)}
+            "optimizer": self.optimizer.state_dict(), "args": plain(self.settings)}
 
     def result(self, path: Path) -> dict[str, Any]:
         """Print and return the best and the last line of the log, and the directory."""
@@ -164,7 +169,7 @@ def train_one(epoch: int, settings: Settings, step: Step, network: Network, trai
     began = time.monotonic()
     rate = epoch_rate(how.lr, how.lr_schedule, epoch, how.epochs, MILESTONES[models.family(settings.data.dataset)],
                       how.warmup)
-    train_batches.set_epoch(epoch)
+    begin_epoch(train_batches, epoch)
     name = f"epoch {epoch + 1}/{how.epochs}"
     scores = train_epoch(step, train_batches, rate, run.print_freq, run.limit, name, how.accum)
     for module in dict.fromkeys((inner(step.network), network)):  # two, if an average is evaluated

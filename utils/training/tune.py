@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from snn_layers import (
+    DivergedError,
     FinetuneConfig,
     RateNetwork,
     ThroughTime,
@@ -17,6 +18,8 @@ from snn_layers import (
     UnitProgress,
     finetune,
     own_parameters_,
+    refuse_norms,
+    refuse_shared_weights,
     stored_bytes,
 )
 
@@ -25,7 +28,7 @@ from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
-from .engine import epoch_rate, evaluate, progress_bar, sgd, train_epoch
+from .engine import begin_epoch, epoch_rate, evaluate, progress_bar, sgd, train_epoch
 from .metrics import Scores
 from .session import Session
 from .step import Step, autocast
@@ -74,7 +77,7 @@ def layerwise(settings: Settings, session: Session) -> None:
             bar = partial(progress_bar, every=run.print_freq)
             finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, bar, average_,
                      on_epoch, started)
-    except ValueError as error:
+    except DivergedError as error:
         raise UserError(f"{error}: lower --lr; --resume goes on after the last epoch that was saved") from error
 
 
@@ -108,14 +111,14 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
 
     before = session.history[0]["check_before"] if session.history else checked().top1
     network = parallel(trained)
-    optimizer = sgd(network, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
+    optimizer = sgd(trained, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
     step = Step(network, optimizer, run.amp, session.ann if how.teacher else None, compile=how.compile)
     for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
         rate = epoch_rate(how.lr, "cosine", epoch, how.epochs)
-        session.batches.set_epoch(epoch)
+        begin_epoch(session.batches, epoch)
         name = f"epoch {epoch + 1}/{how.epochs}"
         scores = train_epoch(step, session.batches, rate, run.print_freq, run.limit, name)
         if how.method == "through-time":  # the others leave BN statistics as they are
@@ -131,6 +134,18 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     if session.history[-1]["check_top1"] < before - HARM:
         print(f"tuning lowered the accuracy on training images, {before:.2f} -> {session.history[-1]['check_top1']:.2f} %: "
               "lower --lr, or use the network as it was", file=sys.stderr)
+
+
+def check(settings: Settings, session: Session) -> None:
+    """Raise UserError if the method cannot tune the network, before anything is measured or written."""
+    how = settings.tuning
+    try:
+        if how.method == "layerwise":
+            refuse_shared_weights(session.snn)
+        if how.method == "through-time" and how.norm != "frozen":
+            refuse_norms(session.snn)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 METHODS = MappingProxyType({"layerwise": layerwise, "global": globally, "through-time": through_time})
