@@ -73,11 +73,10 @@ class Data:
 
     def placed(self, network: Network) -> Network:
         """Move a network, in place, to the device and the memory format of the batches; return it."""
-        network = network.to(self.device)
         memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.dim() == 4:  # module.to(memory_format=...) also takes the weights of 3-d convolutions, and fails
-                tensor.data = tensor.data.contiguous(memory_format=memory_format)
+        for module in network.to(self.device).modules():
+            if all(tensor.dim() != 5 for tensor in (*module.parameters(), *module.buffers())):  # of a 3-d convolution, it fails
+                module.to(memory_format=memory_format)
         return network
 
     def check(self, network: Network, source: object) -> Network:
