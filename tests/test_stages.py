@@ -112,8 +112,13 @@ def test_a_teacher_is_known_by_its_contents_not_its_path(network, tmp_path):
     del old["teacher"]
     path.write_text(json.dumps(old))
     assert stages.run(stage, tmp_path) == old
-    with pytest.raises(UserError, match="--teacher elsewhere, not"):
-        stages.record_of(replace(stage, teacher=None), tmp_path)
+    for found in (record, old):
+        path.write_text(json.dumps(found))
+        with pytest.raises(UserError, match="--teacher, not"):
+            stages.record_of(replace(stage, teacher=None), tmp_path)
+    path.write_text(json.dumps(record | {"teacher": None}))
+    with pytest.raises(UserError, match="--teacher: delete"):
+        stages.record_of(stage, tmp_path)
 
 
 def test_an_interrupted_training_goes_on_without_its_start(network, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,19 @@ def _begun(stage: Stage, study: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if record["result"] is None and not _saved(path.parent):
         return None  # it ended before its first checkpoint, perhaps because its start was missing
-    if stage.teacher is not None and "--teacher" in flags:  # earlier versions counted it among the flags
-        flags = flags[:(at := flags.index("--teacher"))] + flags[at + 2:]
-    if flags != list(stage.flags):
-        raise UserError(f"{path} is of {' '.join(flags)}, not {' '.join(stage.flags)}: {remedy}")
-    for file, then in ((stage.init, start), (stage.teacher, record.get("teacher", digest(stage.teacher)))):
+    teacher = record.get("teacher")
+    if stage.script in TRAININGS and "--teacher" in flags:  # earlier versions counted its path among the flags
+        flags, teacher = flags[:(at := flags.index("--teacher"))] + flags[at + 2:], digest(stage.teacher) or "unknown"
+    if (was := _words(flags, teacher)) != (now := _words(stage.flags, stage.teacher)):
+        raise UserError(f"{path} is of {' '.join(was)}, not {' '.join(now)}: {remedy}")
+    for file, then in ((stage.init, start), (stage.teacher, teacher)):
         if (now := digest(file)) not in (None, then):
             raise UserError(f"{path} started from another {file} ({then}, now {now}): {remedy}")
     return record
+
+
+def _words(flags: Sequence[str], teacher: Path | str | None) -> list[str]:
+    return [*flags, *["--teacher"] * (teacher is not None)]
 
 
 def _saved(directory: Path) -> bool:
