@@ -10,10 +10,8 @@ import snn
 import snn_ft
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 from utils.checkpoints.rundir import RunDirectory
-from utils.data.batches import Batches
 from utils.data.splits import Data
 from utils.errors import UserError
-from utils.training.engine import begin_epoch
 
 NETS = """
 import torch
@@ -104,15 +102,6 @@ def test_dropout_goes_on_bit_for_bit(nets, monkeypatch, through_time):
     torch.manual_seed(5)  # whatever was drawn before
     broken = run("broken", "--resume")
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
-
-
-def test_layers_see_another_dropout_in_each_epoch():
-    batches, drawn = Batches(2, False, 3, "cpu", ((0,), (1,)), False), []
-    for epoch in (0, 1, 0):
-        begin_epoch(batches, epoch)
-        drawn.append(torch.rand(4))
-    assert torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize(("name", "method", "named"), [

@@ -11,7 +11,7 @@ import main
 from models import build
 from quant import quantize_
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
-from utils.checkpoints.resume import restore_
+from utils.checkpoints.resume import random_state, restore_, restore_random
 from utils.checkpoints.rundir import RunDirectory, plain
 from utils.errors import UserError
 from utils.settings import FAST
@@ -111,6 +111,15 @@ def test_momenta_go_to_their_parameters_also_with_other_rates():
         restore_(again, old)
 
 
+def test_generators_of_earlier_versions_go_on():
+    torch.manual_seed(7)
+    now, old = random_state(), torch.get_rng_state()
+    drawn = torch.rand(3)
+    for state in (now, old):
+        restore_random(state)
+        assert torch.equal(torch.rand(3), drawn)
+
+
 def test_a_data_set_of_ones_own_wins_over_ct_also_with_a_recipe():
     for flags in ([], ["--recipe", "fast"]):
         assert main.parse(["--dataset", "digits", "-ct", "100", *flags]).data.dataset == "digits"
@@ -165,6 +174,7 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "save", save)
     main.main(["--arch", TINY, "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
     whole, broken = (read_checkpoint(tmp_path / name / f"{TINY_RUN}_3bit" / LAST) for name in ("whole", "broken"))
+    assert torch.equal(whole["rng"]["cpu"], broken["rng"]["cpu"])
     for part in ("state_dict", "trained"):
         assert all(torch.equal(tensor, broken[part][name]) for name, tensor in whole[part].items())
     name = "body.0.conv.weight"

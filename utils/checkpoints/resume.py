@@ -26,7 +26,7 @@ def next_epoch(contents: dict[str, Any]) -> int:
 
 def check_training(contents: dict[str, Any], file: Path) -> None:
     """Raise UserError unless a checkpoint has the log and settings of a training, epoch by epoch."""
-    if not {"optimizer", "args"} <= contents.keys():
+    if not {"optimizer", "rng", "args"} <= contents.keys():
         raise UserError(f"--resume {file}: this is no checkpoint of a training; a new run starts from it with --init {file}")
     history = contents.get("history")
     whole = isinstance(contents["args"], dict) and isinstance(history, list) and all(
@@ -81,10 +81,31 @@ def names_of(groups: Iterable[dict[str, Any]]) -> list[str]:
     return [name for group in groups for name in group.get("param_names", ())]
 
 
+def random_state() -> dict[str, Tensor]:
+    """Return the states of the random generators, on which dropout depends: of the CPU and of the GPU in use."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
+
+
+def restore_random(state: dict[str, Tensor] | Tensor) -> None:
+    """Take over the states of the random generators; earlier versions saved that of the CPU alone.
+
+    Raises:
+        TypeError, RuntimeError: these are no such states.
+    """
+    states = {"cpu": state} if isinstance(state, Tensor) else state
+    if not isinstance(states, dict) or "cpu" not in states:
+        raise TypeError("holds no state of a random generator")
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def restore_state(contents: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Take over the momenta from a checkpoint."""
+    """Take over the momenta and the random generators from a checkpoint."""
     try:
         restore_(optimizer, contents["optimizer"])
+        restore_random(contents["rng"])
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
 

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from quant import THRESHOLD, quantized_once, scalars
 
-from ..data.batches import Batches
 from ..errors import UserError
 from .metrics import Meter, Scores
 from .step import Step, autocast
@@ -47,13 +46,6 @@ def epoch_rate(lr: float, schedule: str, epoch: int, epochs: int, milestones: tu
         return lr * learning_rate(schedule, (done - skipped) / (epochs - skipped), milestones)
 
     return rate
-
-
-def begin_epoch(batches: Batches, epoch: int) -> None:
-    """Choose the order and augmentation of an epoch, and seed dropout for it, so that a run that goes on repeats it."""
-    batches.set_epoch(epoch)
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.manual_seed((batches.seed * 1_000_003 + epoch) * 1_000_003 + rank)
 
 
 def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nesterov: bool = False,

@@ -7,7 +7,7 @@ from models import Network
 from snn_layers import latency, norm_steps
 
 from ..checkpoints.checkpoint import network_state, restore_network
-from ..checkpoints.resume import check_same_neurons, same_frozen
+from ..checkpoints.resume import check_same_neurons, random_state, same_frozen
 from ..checkpoints.rundir import RunDirectory, plain
 from ..data.splits import Data
 from ..errors import UserError
@@ -24,6 +24,7 @@ class Session:
         history: the log, a line a unit or epoch.
         summary: results so far; accuracies in percent on the test set.
         optimizer_state: global, through time: of the optimizer.
+        random_state: of a run that goes on, else None; see `random_state`.
         progress: layerwise: a `UnitProgress` of the unit that is tuned, as plain values; None between units.
 
     Raises:
@@ -48,6 +49,7 @@ class Session:
         self.history: list[dict[str, Any]] = before.get("history", [])
         self.summary: dict[str, Any] = before.get("finetune") or {}
         self.optimizer_state, self.progress = before.get("optimizer"), before.get("progress")
+        self.random_state = before.get("rng")
 
     def score(self, network: Network, name: str) -> float:
         """Return a network's accuracy on the test set in percent; in float32, also after a tuning in bfloat16."""
@@ -87,5 +89,6 @@ class Session:
 
     def _write(self, is_best: bool) -> None:
         contents = network_state(self.snn) | {"finetune": self.summary, "args": plain(self.settings),
-                                              "optimizer": self.optimizer_state, "progress": self.progress}
+                                              "optimizer": self.optimizer_state, "progress": self.progress,
+                                              "rng": random_state()}
         self.run.save(contents, self.history, is_best)

@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_net
 from ..checkpoints.foreign import download, state_of
 from ..checkpoints.importer import reset_head_
 from ..checkpoints.leaving import check_export, export
-from ..checkpoints.resume import check_same_run, next_epoch, restore_state, restore_trained_
+from ..checkpoints.resume import check_same_run, next_epoch, random_state, restore_state, restore_trained_
 from ..checkpoints.rundir import RunDirectory, plain
 from ..config import CHECK_IMAGES
 from ..data.batches import Batches
@@ -25,7 +25,7 @@ from ..distributed import processes
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
-from .engine import MILESTONES, begin_epoch, epoch_rate, evaluate, sgd, train_epoch
+from .engine import MILESTONES, epoch_rate, evaluate, sgd, train_epoch
 from .guards import inner
 from .metrics import log_line
 from .step import Step
@@ -120,7 +120,7 @@ class Trainer:
             restore_trained_(self.network, before, run.file)
         self.optimizer = sgd(self.network, how.lr, how.momentum, how.wd, nesterov=how.nesterov, threshold_lr=how.threshold_lr,
                              clip_lr=how.clip_lr)
-        teacher = loading.load_teacher(settings, data) if how.teacher else None
+        teacher = loading.load_teacher(settings, data) if how.teacher else None  # it draws random weights first
         if before:
             restore_state(before, self.optimizer, run.file)
         self.history: list[dict[str, Any]] = list(before.get("history", []))
@@ -148,7 +148,7 @@ class Trainer:
         """Return the contents of a checkpoint, without the log."""
         trained = {} if self.average is None else {"trained": self.network.state_dict()}
         return network_state(self.result_network) | trained | {
-            "optimizer": self.optimizer.state_dict(), "args": plain(self.settings)}
+            "optimizer": self.optimizer.state_dict(), "rng": random_state(), "args": plain(self.settings)}
 
     def result(self, path: Path) -> dict[str, Any]:
         """Print and return the best and the last line of the log, and the directory."""
@@ -169,7 +169,7 @@ def train_one(epoch: int, settings: Settings, step: Step, network: Network, trai
     began = time.monotonic()
     rate = epoch_rate(how.lr, how.lr_schedule, epoch, how.epochs, MILESTONES[models.family(settings.data.dataset)],
                       how.warmup)
-    begin_epoch(train_batches, epoch)
+    train_batches.set_epoch(epoch)
     name = f"epoch {epoch + 1}/{how.epochs}"
     scores = train_epoch(step, train_batches, rate, run.print_freq, run.limit, name, how.accum)
     for module in dict.fromkeys((inner(step.network), network)):  # two, if an average is evaluated

@@ -23,12 +23,12 @@ from snn_layers import (
     stored_bytes,
 )
 
-from ..checkpoints.resume import restore_
+from ..checkpoints.resume import restore_, restore_random
 from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
 from . import loading
-from .engine import begin_epoch, epoch_rate, evaluate, progress_bar, sgd, train_epoch
+from .engine import epoch_rate, evaluate, progress_bar, sgd, train_epoch
 from .metrics import Scores
 from .session import Session
 from .step import Step, autocast
@@ -114,11 +114,13 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     optimizer = sgd(trained, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
+    if session.random_state is not None:
+        restore_random(session.random_state)
     step = Step(network, optimizer, run.amp, session.ann if how.teacher else None, compile=how.compile)
     for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
         rate = epoch_rate(how.lr, "cosine", epoch, how.epochs)
-        begin_epoch(session.batches, epoch)
+        session.batches.set_epoch(epoch)
         name = f"epoch {epoch + 1}/{how.epochs}"
         scores = train_epoch(step, session.batches, rate, run.print_freq, run.limit, name)
         if how.method == "through-time":  # the others leave BN statistics as they are
