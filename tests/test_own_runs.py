@@ -8,7 +8,7 @@ import torch
 import main
 import snn
 import snn_ft
-from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
+from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
 from utils.checkpoints.rundir import RunDirectory
 from utils.data.splits import Data
 from utils.errors import UserError
@@ -102,6 +102,15 @@ def test_dropout_goes_on_bit_for_bit(nets, monkeypatch, through_time):
     torch.manual_seed(5)  # whatever was drawn before
     broken = run("broken", "--resume")
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
+
+
+def test_a_tuning_with_a_damaged_generator_is_not_resumed(nets):
+    main.main(flags(nets, "plain", "r", "--bit", "3", "--epochs", "1"))
+    how = flags(nets, "plain", "r", "--bit", "3", "--method", "global", "--epochs", "1", "--check-images", "16")
+    file = snn_ft.main(how)["directory"] / LAST
+    save_checkpoint(file, read_checkpoint(file) | {"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}})
+    with pytest.raises(UserError, match=r"cannot be resumed.*--overwrite"):
+        snn_ft.main([*how, "--resume"])
 
 
 @pytest.mark.parametrize(("name", "method", "named"), [

@@ -7,7 +7,7 @@ from models import Network
 from snn_layers import latency, norm_steps
 
 from ..checkpoints.checkpoint import network_state, restore_network
-from ..checkpoints.resume import check_same_neurons, random_state, same_frozen
+from ..checkpoints.resume import check_same_neurons, random_state, restore_random, same_frozen
 from ..checkpoints.rundir import RunDirectory, plain
 from ..data.splits import Data
 from ..errors import UserError
@@ -24,7 +24,6 @@ class Session:
         history: the log, a line a unit or epoch.
         summary: results so far; accuracies in percent on the test set.
         optimizer_state: global, through time: of the optimizer.
-        random_state: of a run that goes on, else None; see `random_state`.
         progress: layerwise: a `UnitProgress` of the unit that is tuned, as plain values; None between units.
 
     Raises:
@@ -49,7 +48,6 @@ class Session:
         self.history: list[dict[str, Any]] = before.get("history", [])
         self.summary: dict[str, Any] = before.get("finetune") or {}
         self.optimizer_state, self.progress = before.get("optimizer"), before.get("progress")
-        self.random_state = before.get("rng")
 
     def score(self, network: Network, name: str) -> float:
         """Return a network's accuracy on the test set in percent; in float32, also after a tuning in bfloat16."""
@@ -71,6 +69,11 @@ class Session:
         self.spent, self.began = self.summary.get("seconds", 0.0), time.monotonic()
         if not self.run.contents:
             self._write(is_best=False)  # so that a run can be resumed from its first epoch
+        elif "rng" in self.run.contents:  # earlier versions did not save it
+            try:
+                restore_random(self.run.contents["rng"])
+            except (TypeError, RuntimeError) as error:
+                raise UserError(f"checkpoint {self.run.file} cannot be resumed: {error}; start anew with --overwrite") from error
 
     def save(self) -> None:
         """Save the tuning so far."""

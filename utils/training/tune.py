@@ -23,7 +23,7 @@ from snn_layers import (
     stored_bytes,
 )
 
-from ..checkpoints.resume import restore_, restore_random
+from ..checkpoints.resume import restore_
 from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
@@ -114,8 +114,6 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     optimizer = sgd(trained, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
     if session.optimizer_state:
         restore_(optimizer, session.optimizer_state)
-    if session.random_state is not None:
-        restore_random(session.random_state)
     step = Step(network, optimizer, run.amp, session.ann if how.teacher else None, compile=how.compile)
     for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
