@@ -9,8 +9,9 @@ from torch import nn
 
 from models import Network
 
-from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU, scalars
+from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU
 from .levels import FLOAT_BITS, check_bits
+from .scalars import scalars
 
 Filter = Callable[[nn.Module, str], bool]
 

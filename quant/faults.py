@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from models import Network
 
-from .layers import APoTWeight, EightBitWeight, scalars
+from .layers import APoTWeight, EightBitWeight
+from .scalars import scalars
 
 SILENT = 1e-6  # a BN channel of variance 0 has seen only zeros if its mean less the bias is at most this
 

@@ -14,6 +14,7 @@ from models import NORMS, Network
 from .functional import nearest_level, quantize_activation
 from .layers import APoTWeight, Quantized, QuantReLU, quantized_once, shifted
 from .levels import FLOAT_BITS
+from .scalars import thresholds
 
 CANDIDATES = 48
 STEPS, BATCH, RATE = 48, 128, 0.01  # of `learn_`: steps, images of a step, learning rate at the start
@@ -159,7 +160,7 @@ def learn_(network: Network, images: Tensor, targets: list[Tensor]) -> Network:
     """
     was_training = network.training
     network.eval()
-    learned = [module.threshold for module in network.modules() if isinstance(module, QuantReLU)]
+    learned = list(thresholds(network).values())
     affine = [parameter for module in network.modules() for name, parameter in module.named_parameters(recurse=False)
               if name == "bias" or isinstance(module, NORMS)]
     needed = {parameter: parameter.requires_grad for parameter in network.parameters()}

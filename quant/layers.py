@@ -119,12 +119,6 @@ def quantized_once(network: nn.Module) -> Iterator[None]:
             layer.frozen = None
 
 
-def scalars(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Return thresholds θ of activations and clips α of weights by name; other modules may have parameters of such names."""
-    return {f"{path}.{module.learned_scalar}": getattr(module, module.learned_scalar) for path, module in network.named_modules()
-            if hasattr(type(module), "learned_scalar")}
-
-
 def shifted(x: Tensor, bias: Tensor | None) -> Tensor:
     """Return x [B, C, ...] + bias [C]."""
     return x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))

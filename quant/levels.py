@@ -9,7 +9,6 @@ from torch import Tensor
 
 MIN_BITS, MAX_BITS, FLOAT_BITS = 2, 8, 32
 FINEST = 2**12  # the largest "small integer"
-THRESHOLD = ".threshold"  # end of the name of an activation's learned scalar θ
 
 
 def check_bits(bits: int, name: str = "bit") -> int:

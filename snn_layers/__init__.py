@@ -9,12 +9,12 @@ from .functional import HALF, integrate_and_fire
 from .neuron import NEURONS, IFNeuron, Neuron, checked, neuron_of, waits
 from .step_norm import StepNorm, adopt_steps_, norm_steps
 from .stored import stored_bytes
-from .tuning.layerwise import DivergedError, FinetuneConfig, TunedUnit, UnitProgress, finetune, refuse_shared_weights
+from .tuning.layerwise import FinetuneConfig, TunedUnit, UnitProgress, finetune, refuse_shared_weights
 from .tuning.rate import RateNetwork, rate_logits
 from .tuning.surrogate import SURROGATES, fire_through_time
 from .tuning.through_time import NORMS, ThroughTime, TimeConfig, refuse_norms
 
-__all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "DivergedError", "FinetuneConfig", "IFNeuron",
+__all__ = ["HALF", "NEURONS", "NORMS", "SURROGATES", "Deployed", "FinetuneConfig", "IFNeuron",
            "LayerMonitor", "LayerStatistics", "Neuron", "RateNetwork", "StepNorm", "ThroughTime", "TimeConfig", "TunedUnit",
            "UnitProgress", "adopt_steps_", "calibrate_rates_", "checked", "deploy", "exchange", "finetune",
            "fire_through_time", "integrate_and_fire", "latency", "layer_table", "neuron_of", "norm_steps", "own_parameters_",

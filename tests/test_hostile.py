@@ -206,6 +206,7 @@ DAMAGED_RUNS: dict[str, tuple[Callable[[dict], dict], str]] = {
     "optimizer of another network": (lambda c: c | {"optimizer": {"state": {9999: {}}}}, "no state of an optimizer"),
     "momentum of another shape": (lambda c: c | {"optimizer": momentum(torch.zeros(2))}, "momentum 0"),
     "NaN momentum": (lambda c: c | {"optimizer": momentum(torch.full((16, 3, 3, 3), torch.nan))}, "momentum 0"),
+    "short generator of earlier versions": (lambda c: c | {"rng": torch.zeros(7, dtype=torch.uint8)}, "cannot be resumed"),
     "short generator": (lambda c: c | {"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}}, "cannot be resumed"),
     "generator of no kind": (lambda c: c | {"rng": "seed"}, "cannot be resumed"),
     "generator of no device": (lambda c: c | {"rng": {}}, "cannot be resumed"),

@@ -105,7 +105,7 @@ def test_a_network_without_its_run_is_not_deleted_either(result, tmp_path):
     before, run = best.read_bytes(), [*flags(tmp_path), "--epochs", "1"]
     with pytest.raises(UserError, match=r"model_best.pth.tar is there already: --overwrite"):
         main.main(run)
-    with pytest.raises(UserError, match=r"would replace this file in its own directory; --result DIR"):
+    with pytest.raises(UserError, match=r"would delete this file in its own directory; --result DIR"):
         main.main([*run, "--init", str(best), "--overwrite"])
     assert best.read_bytes() == before
 

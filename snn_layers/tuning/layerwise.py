@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Network, Part, Values
-from quant import THRESHOLD, fault, quantized_once, scalars
+from quant import fault, quantized_once, thresholds
 
 from ..convert import own_parameters_
 from ..step_norm import refuse_steps
@@ -39,10 +39,6 @@ class FinetuneConfig:
     force: bool = False
     online: bool = False
     compile: bool = False
-
-
-class DivergedError(ValueError):
-    """The loss of a unit, or one of its values, became useless."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,8 @@ def finetune(snn: Network, ann: Network, batches: Batches, check: Batches, confi
         one result per tuned unit.
 
     Raises:
-        DivergedError: the loss is not finite, or a value of the unit is useless; names unit and batch.
-        ValueError: two units share a weight, which is named, or the network has BN of each time step.
+        ValueError: two units share a weight, the loss is not finite (names the weight, or unit and batch), or the network has BN of
+            each time step.
 
     Source: Fast-SNN (Hu et al., TPAMI 2023), section 5.
     """
@@ -189,15 +185,15 @@ class _Tuner:
         mean = torch.stack(losses).double().mean().item() if losses else 0.0
         found = fault(unit, statistics=False) or (None if math.isfinite(mean) else f"the loss is {mean:g}")
         if found is not None:  # spikes hide NaN: a neuron whose current is NaN is just silent
-            raise DivergedError(f"{found} after {self.data.name(index, epoch)}")
+            raise ValueError(f"{found} after {self.data.name(index, epoch)}")
         self.data.learned(index)
         return mean
 
 
 def trained_parameters(unit: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a unit's layers but the threshold: weights, biases, weight clips, BN scale and shift."""
-    thresholds = {name for name in scalars(unit) if name.endswith(THRESHOLD)}
-    return [parameter for name, parameter in unit.named_parameters() if name not in thresholds]
+    fixed = thresholds(unit)
+    return [parameter for name, parameter in unit.named_parameters() if name not in fixed]
 
 
 def unit_loss(snn: Network, unit: Part, means: Values, spike_rate: Tensor, target: Tensor) -> Tensor:

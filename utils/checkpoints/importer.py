@@ -54,7 +54,8 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     if "features.0.weight" in state and not residual:
         # TorchVision's networks pool where these stride, and AlexNet's has no BN: a start for training only.
         layout, incomplete = partial(torchvision_layout, state), True
-    elif residual and "conv1.weight" in state:  # a block has a threshold of its own for the shortcut's input; ours has one for both
+    elif residual and "conv1.weight" in state:
+        # A block of APoT's has a threshold of its own for the shortcut's input; ours has one threshold for its input.
         state = {key: value for key, value in state.items() if not key.endswith("downsample.0.act_alpha")}
         layout = apot_layout
         incomplete = network.bit != FLOAT_BITS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Network
-from quant import THRESHOLD, scalars
+from quant import thresholds
 from snn_layers import HALF, UnitProgress
 
 from ..errors import UserError
@@ -150,9 +150,9 @@ def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
     Tuning through time learns the BN statistics of the spikes.
     """
     ours = tuned.state_dict()
-    thresholds = {name for name in scalars(ann) if name.endswith(THRESHOLD)}
+    fixed = thresholds(ann)
     frozen = () if method == "through-time" else ("running_mean", "running_var")
     for name, tensor in ann.state_dict().items():
-        if (name in thresholds or name.endswith(frozen)) and not torch.equal(tensor, ours[name]):
+        if (name in fixed or name.endswith(frozen)) and not torch.equal(tensor, ours[name]):
             raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
                             "file that the run was started with")

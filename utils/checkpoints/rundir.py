@@ -113,7 +113,7 @@ class RunDirectory:
     def _refuse_own(self, flag: str, file: Path | None) -> None:
         """Raise UserError if a file that the run reads is one that it writes."""
         if file and file.name in FILES and file.parent.resolve() == self.path.resolve():
-            raise UserError(f"{flag} {file}: the run would replace this file in its own directory; --result DIR puts the run "
+            raise UserError(f"{flag} {file}: the run would delete this file in its own directory; --result DIR puts the run "
                             "elsewhere")
 
     @classmethod

@@ -73,11 +73,9 @@ class Data:
 
     def placed(self, network: Network) -> Network:
         """Move a network, in place, to the device and the memory format of the batches; return it."""
-        memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        for module in network.to(self.device).modules():
-            if all(tensor.dim() != 5 for tensor in (*module.parameters(), *module.buffers())):  # of a 3-d convolution, it fails
-                module.to(memory_format=memory_format)
-        return network
+        flat = all(parameter.dim() != 5 for parameter in network.parameters())  # no weights of a 3-d convolution
+        memory_format = torch.channels_last if self.settings.channels_last and flat else torch.contiguous_format
+        return network.to(self.device, memory_format=memory_format)
 
     def check(self, network: Network, source: object) -> Network:
         """Return a network, read from `source`, after a check of its classes; its pixel statistics become those of the data.

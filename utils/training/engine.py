@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quant import THRESHOLD, quantized_once, scalars
+from quant import quantized_once, scalars, thresholds
 
 from ..errors import UserError
 from .metrics import Meter, Scores
@@ -55,10 +55,10 @@ def sgd(network: nn.Module, lr: float, momentum: float, weight_decay: float, nes
     A group's "factor" multiplies the learning rate, which must not be 0 where another rate is given. Parameters have their
     names, by which a run that goes on finds their momenta, also with other rates.
     """
-    known = scalars(network)
+    known, of_activations = scalars(network), thresholds(network)
     groups: dict[str | float, list[tuple[str, nn.Parameter]]] = {"weights": []}  # then the scalars, by the factor of their rate
     for name, parameter in network.named_parameters():
-        own = threshold_lr if name.endswith(THRESHOLD) else clip_lr
+        own = threshold_lr if name in of_activations else clip_lr
         group = "weights" if name not in known else 1.0 if own is None else own / lr
         groups.setdefault(group, []).append((name, parameter))
     made = [{"params": parameters, "weight_decay": weight_decay, "factor": 1.0} if factor == "weights" else

@@ -52,12 +52,13 @@ def load_teacher(settings: Settings, data: Data) -> Network:
     Raises:
         UserError: it cannot be loaded, is a start for training only, or has other classes or another normalisation of pixels.
     """
-    file, named, arch = settings.training.teacher, settings.training.teacher_arch, settings.run.arch
+    file, student = settings.training.teacher, settings.run.arch
     contents, normalisation = read_checkpoint(file), data.normalisation()
     ours = "format" in contents
-    other = ours and not models.same(arch, str(contents.get("arch")))
-    refuse_unnamed(file, contents, named or (None if other else arch), "--teacher-arch")
-    teacher = usable(contents, file, named or (None if other else arch), None if ours else FLOAT_BITS, data)
+    other = ours and not models.same(student, str(contents.get("arch")))
+    arch = settings.training.teacher_arch or (None if other else student)
+    refuse_unnamed(file, contents, arch, "--teacher-arch")
+    teacher = usable(contents, file, arch, None if ours else FLOAT_BITS, data)
     known = teacher.facts.mean, teacher.facts.std
     if known not in (normalisation, (None, None)):
         raise UserError(f"--teacher {file}: was trained on pixels with --mean and --std {known}, not {normalisation}: pass "

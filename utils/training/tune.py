@@ -9,7 +9,6 @@ from types import MappingProxyType
 import torch
 
 from snn_layers import (
-    DivergedError,
     FinetuneConfig,
     RateNetwork,
     ThroughTime,
@@ -77,7 +76,7 @@ def layerwise(settings: Settings, session: Session) -> None:
             bar = partial(progress_bar, every=run.print_freq)
             finetune(session.snn, session.ann, session.batches, session.check, config, first, on_unit, bar, average_,
                      on_epoch, started)
-    except DivergedError as error:
+    except ValueError as error:
         raise UserError(f"{error}: lower --lr; --resume goes on after the last epoch that was saved") from error
 
 
