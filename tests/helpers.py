@@ -6,11 +6,8 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
-
-from utils.checkpoints.rundir import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 TINY = f"{ROOT / 'tests' / 'tiny_net.py'}:network"  # a network for scripts that need just one, and its name in directories
@@ -63,15 +60,3 @@ class Forks:
 def resident() -> float:
     """Return this process's memory in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run die after so many epochs."""
-    save = RunDirectory.save
-
-    def dying(run: RunDirectory, contents: dict, history: list, is_best: bool) -> None:
-        save(run, contents, history, is_best)
-        if len(history) == epochs:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunDirectory, "save", dying)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import killed_after
 
 import main
 import snn
 import snn_ft
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint, save_checkpoint
+from utils.checkpoints.rundir import RunDirectory
 from utils.data.splits import Data
 from utils.errors import UserError
 
@@ -66,6 +66,18 @@ def nets(tmp_path, few) -> Path:
 
 def flags(nets: Path, name: str, result: str, *more: str) -> list[str]:
     return ["--arch", f"{nets}:{name}", "--dataset", "digits", "-b", "16", "--result", str(nets.parent / result), *more]
+
+
+def killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run die after so many epochs."""
+    save = RunDirectory.save
+
+    def dying(run: RunDirectory, contents: dict, history: list, is_best: bool) -> None:
+        save(run, contents, history, is_best)
+        if len(history) == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save", dying)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers import TINY, TINY_RUN, killed_after
+from helpers import TINY, TINY_RUN
 from torch import nn
 
 import main
@@ -12,7 +12,7 @@ from models import build
 from quant import quantize_
 from utils.checkpoints.checkpoint import BEST, LAST, read_checkpoint
 from utils.checkpoints.resume import random_state, restore_, restore_random
-from utils.checkpoints.rundir import plain
+from utils.checkpoints.rundir import RunDirectory, plain
 from utils.errors import UserError
 from utils.settings import FAST
 from utils.training.engine import epoch_rate, sgd, train_epoch
@@ -161,10 +161,17 @@ def test_a_run_with_everything_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
     flags = [*RUN, "--bit", "3", "--init", start, "--teacher", start, "--ema", "0.5", "--nesterov", "--warmup", "0.5",
              "--threshold-lr", "0.02", "--clip-lr", "0.005"]
     main.main([*flags, "--result", str(tmp_path / "whole")])
-    with monkeypatch.context() as patch:
-        killed_after(1, patch)
-        with pytest.raises(KeyboardInterrupt):
-            main.main([*flags, "--result", str(tmp_path / "broken")])
+    save = RunDirectory.save
+
+    def killed(run: RunDirectory, contents: dict, history: list, is_best: bool) -> None:
+        save(run, contents, history, is_best)
+        if len(history) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main.main([*flags, "--result", str(tmp_path / "broken")])
+    monkeypatch.setattr(RunDirectory, "save", save)
     main.main(["--arch", TINY, "--dataset", "digits", "--bit", "3", "--resume", "--result", str(tmp_path / "broken")])
     whole, broken = (read_checkpoint(tmp_path / name / f"{TINY_RUN}_3bit" / LAST) for name in ("whole", "broken"))
     assert torch.equal(whole["rng"]["cpu"], broken["rng"]["cpu"])
