@@ -7,7 +7,7 @@ r"""Measure a table of the paper: plan its runs, make those that are missing, wr
     python reproduce.py --table imagenet --rows alexnet --data /data/imagenet2012
 
 Each stage is a call of main.py, dali_main.py, snn.py or snn_ft.py in {study}/{stage}, with a record of its flags, revision and
-result; rows and tables share stages. After each one result/table_{table}.json, .csv and .png are written.
+result; rows and tables share stages. After each one result/table_{table}.json, .csv and, with spiking rows, .png are written.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
     """Print each row with its result, if known, and its missing runs."""
     before = {result.key: result for result in known}
     width = max(len(row.name) for row in rows)
-    print(f"{'row':<{width}}{'missing, with its networks':>28}   {'measured so far':<32}published")
+    print(f"{'row':<{width}}{'missing, with its networks':>28}   {'measured so far':<36}published")
     for row in rows:
         lacks = plan.of_row(row)
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
@@ -109,7 +109,7 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
         result = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
-        print(f"{row.name:<{width}}{state:>28}   {result:<32}{published}")
+        print(f"{row.name:<{width}}{state:>28}   {result:<36}{published}")
     print(f"{missing(plan)}\n", flush=True)
 
 

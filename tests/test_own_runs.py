@@ -104,11 +104,13 @@ def test_dropout_goes_on_bit_for_bit(nets, monkeypatch, through_time):
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
 
 
-def test_a_tuning_with_a_damaged_generator_is_not_resumed(nets):
+@pytest.mark.parametrize("damage", [{"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}}, {"optimizer": {}},
+                                    {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}}}])
+def test_a_tuning_with_a_damaged_state_is_not_resumed(nets, damage):
     main.main(flags(nets, "plain", "r", "--bit", "3", "--epochs", "1"))
     how = flags(nets, "plain", "r", "--bit", "3", "--method", "global", "--epochs", "1", "--check-images", "16")
     file = snn_ft.main(how)["directory"] / LAST
-    save_checkpoint(file, read_checkpoint(file) | {"rng": {"cpu": torch.zeros(7, dtype=torch.uint8)}})
+    save_checkpoint(file, read_checkpoint(file) | damage)
     with pytest.raises(UserError, match=r"cannot be resumed.*--overwrite"):
         snn_ft.main([*how, "--resume"])
 

@@ -1,6 +1,7 @@
 """A training or a tuning that goes on: checks of its checkpoint, and the state that it takes over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -103,11 +104,18 @@ def restore_random(state: dict[str, Tensor] | Tensor) -> None:
 
 def restore_state(contents: dict[str, Any], optimizer: torch.optim.Optimizer, file: Path) -> None:
     """Take over the momenta and the random generators from a checkpoint."""
-    try:
+    with taking_over(file, f"--init {file.with_name(BEST)}"):
         restore_(optimizer, contents["optimizer"])
         restore_random(contents["rng"])
+
+
+@contextmanager
+def taking_over(file: Path, anew: str) -> Iterator[None]:
+    """Turn errors of a state that does not fit into a UserError; `anew` is the flag that starts afresh."""
+    try:
+        yield
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with --init {file.with_name(BEST)}") from error
+        raise UserError(f"checkpoint {file} cannot be resumed: {error}; start anew with {anew}") from error
 
 
 def restore_trained_(network: Network, contents: dict[str, Any], file: Path) -> None:

@@ -7,7 +7,7 @@ from models import Network
 from snn_layers import latency, norm_steps
 
 from ..checkpoints.checkpoint import network_state, restore_network
-from ..checkpoints.resume import check_same_neurons, random_state, restore_random, same_frozen
+from ..checkpoints.resume import check_same_neurons, random_state, restore_random, same_frozen, taking_over
 from ..checkpoints.rundir import RunDirectory, plain
 from ..data.splits import Data
 from ..errors import UserError
@@ -70,10 +70,8 @@ class Session:
         if not self.run.contents:
             self._write(is_best=False)  # so that a run can be resumed from its first epoch
         elif "rng" in self.run.contents:  # earlier versions did not save it
-            try:
+            with taking_over(self.run.file, "--overwrite"):
                 restore_random(self.run.contents["rng"])
-            except (TypeError, RuntimeError) as error:
-                raise UserError(f"checkpoint {self.run.file} cannot be resumed: {error}; start anew with --overwrite") from error
 
     def save(self) -> None:
         """Save the tuning so far."""

@@ -22,7 +22,7 @@ from snn_layers import (
     stored_bytes,
 )
 
-from ..checkpoints.resume import restore_
+from ..checkpoints.resume import restore_, taking_over
 from ..distributed.processes import agree_, average_, average_buffers_, parallel
 from ..errors import UserError
 from ..settings import Settings
@@ -111,8 +111,9 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
     before = session.history[0]["check_before"] if session.history else checked().top1
     network = parallel(trained)
     optimizer = sgd(trained, how.lr, how.momentum, how.wd, nesterov=bool(how.nesterov))
-    if session.optimizer_state:
-        restore_(optimizer, session.optimizer_state)
+    if session.optimizer_state is not None:
+        with taking_over(session.run.file, "--overwrite"):
+            restore_(optimizer, session.optimizer_state)
     step = Step(network, optimizer, run.amp, session.ann if how.teacher else None, compile=how.compile)
     for epoch in range(len(session.history), how.epochs):
         began = time.monotonic()
