@@ -2,6 +2,7 @@
 
 from .errors import reason_of
 from .graph.affine import NORMS, WEIGHTED
+from .graph.calls import plain_kind
 from .graph.copies import tree
 from .graph.network import Facts, Network, Recipe, Values, joined
 from .graph.regions import INPUT, Graph, Part, live
@@ -11,5 +12,5 @@ from .unit import BasicBlock, Shortcut, Stack, Unit
 
 __all__ = ["CLASSES", "INPUT", "NORMS", "REGISTRY", "WEIGHTED", "BasicBlock", "Facts", "Graph", "Network", "Part", "Recipe",
            "Shortcut", "Stack", "Unit", "Values", "architectures", "build", "failing", "family", "file_of", "function_of",
-           "joined", "label", "live", "mean_over_time", "module", "moving", "reason_of", "recipe", "repeat_over_time", "same",
-           "tree"]
+           "joined", "label", "live", "mean_over_time", "module", "moving", "plain_kind", "reason_of", "recipe",
+           "repeat_over_time", "same", "tree"]

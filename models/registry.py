@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from . import plain, resnet
 from .errors import reason_of
@@ -31,6 +32,7 @@ REGISTRY: dict[str, dict[str, tuple[Callable[[int], nn.Module], Recipe]]] = {
     },
 }
 TORCHVISION = "torchvision:"
+ROOT = Path(__file__).resolve().parents[1]  # of this repository
 
 
 def family(dataset: str) -> str:
@@ -113,6 +115,9 @@ def _from_file(file: Path, function: str, num_classes: int) -> nn.Module:
         found = make(num_classes=num_classes)
     if not isinstance(found, nn.Module):
         raise ValueError(f"{file}:{function} returns an object of type {type(found).__name__}: it should return an nn.Module")
+    if any(map(is_lazy, (*found.parameters(), *found.buffers()))):
+        raise ValueError(f"{file}:{function} returns lazy layers, whose shapes are not known: call the network on images before, "
+                         "as network(torch.zeros(1, 3, 32, 32))")
     return found
 
 
@@ -133,12 +138,27 @@ def function_of(file: Path, function: str) -> Callable[..., Any]:
 
 @contextmanager
 def importing(file: Path) -> Iterator[None]:
-    """Let a file import its neighbours."""
-    sys.path.insert(0, str(file.parent.resolve()))
+    """Let a file import its neighbours, also a package of the name of one of ours, as models or utils."""
+    folder, path = file.parent.resolve(), list(sys.path)
+    hidden = {name: module for name, module in sys.modules.items() if _hides(name.partition(".")[0], folder)}
+    names = {name.partition(".")[0] for name in hidden}
+    for name in hidden:
+        del sys.modules[name]
+    sys.path[:] = [str(folder), *(entry for entry in path if not (hidden and Path(entry).resolve() == ROOT))]
     try:
         yield
     finally:
-        sys.path.pop(0)
+        sys.path[:] = [*(entry for entry in sys.path if entry not in (str(folder), *path)), *path]  # the file may add some
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _hides(name: str, folder: Path) -> bool:
+    """Return whether a top-level module of ours hides a neighbour of its name in the folder."""
+    found = Path(getattr(sys.modules.get(name), "__file__", None) or "").resolve()
+    ours = found in (ROOT / f"{name}.py", ROOT / name / "__init__.py") and folder != ROOT
+    return ours and ((folder / f"{name}.py").is_file() or (folder / name).is_dir())
 
 
 @contextmanager

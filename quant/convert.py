@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import nn
 
-from models import Network
+from models import Network, plain_kind
 
 from .layers import QUANTIZED, APoTWeight, EightBitWeight, Quantized, QuantReLU
 from .levels import FLOAT_BITS, check_bits
@@ -66,15 +66,17 @@ def quantize_(network: nn.Module, bit: int, weight_bit: int | None = None, filte
         relu = network.layer(path)
         quantized = QuantReLU(bit, recipe.threshold, getattr(relu, "max_val", inf))
         network.set_layer(path, quantized.to(device).train(relu.training))
+    for name in network.graph.flow.functional_weights(network.tensor) if hidden != FLOAT_BITS or ends else ():
+        warnings.warn(f"{name} keeps float weights: a function reads it, and only layers of torch.nn are quantized", stacklevel=2)
     for path, region in network.graph.regions.items():
         layer, wanted = network.layer(path), hidden != FLOAT_BITS if region == "spiking" else ends
         if not wanted or (filter is not None and not filter(layer, path)):
             continue
-        if type(layer) not in QUANTIZED:
+        if (kind := plain_kind(layer)) not in QUANTIZED:
             warnings.warn(f"{path} keeps float weights: of a {type(layer).__name__} none are quantized", stacklevel=2)
             continue
         quantizer = APoTWeight(hidden) if region == "spiking" else EightBitWeight()
-        network.set_layer(path, QUANTIZED[type(layer)].from_float(layer, quantizer))
+        network.set_layer(path, QUANTIZED[kind].from_float(layer, quantizer))
     return network
 
 

@@ -22,8 +22,8 @@ FUNCTIONS = {  # affine in all their tensors together
     "upsample", "mean", "sum", "zeros_like", "new_zeros", "new_ones", "new_full", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "dropout", "dropout1d", "dropout2d", "dropout3d",
     "alpha_dropout", "feature_alpha_dropout", "stochastic_depth", "subtract", "rsub", "view_as", "reshape_as", "unfold", "fold"}
-PRODUCTS = {"mul", "multiply", "matmul", "mm", "bmm", "einsum", "linear", "batch_norm", "truediv", "div", "divide",
-            *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))}  # affine in one tensor
+WEIGHTING = {"matmul", "mm", "bmm", "einsum", "linear", *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))}
+PRODUCTS = {"mul", "multiply", "batch_norm", "truediv", "div", "divide", *WEIGHTING}  # affine in one tensor
 AXES = {  # call: (position, name, default) of the axes that it works along or moves; axis 0 holds time and batch
     "cat": (1, "dim", 0), "concat": (1, "dim", 0), "concatenate": (1, "dim", 0), "stack": (1, "dim", 0), "split": (2, "dim", 0),
     "chunk": (2, "dim", 0), "tensor_split": (2, "dim", 0), "unbind": (1, "dim", 0), "flatten": (1, "start_dim", 0),
@@ -118,7 +118,8 @@ def _axis_objection(node: fx.Node, name: str) -> str | None:
         from_list = call_name(node.args[0]) in ("split", "chunk", "tensor_split", "unbind")
         axes = None if from_list or first == slice(None) or first is Ellipsis else 0
     elif name in AXES:
-        axes = argument(node, *AXES[name])
+        place, key, default = AXES[name]
+        axes = argument(node, place, key, node.kwargs.get("axis", default))
         axes = 0 if axes is None else axes  # None stands for all
     among = axes if isinstance(axes, tuple | list) else (axes,)
     if name in ("transpose", "swapaxes", "swapdims", "movedim"):

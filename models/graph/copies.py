@@ -1,5 +1,6 @@
 """Modules made of other modules' layers: copies that share parameters, trees of layers, traces without unused modules."""
 
+import operator
 import warnings
 from copy import deepcopy
 
@@ -18,6 +19,8 @@ def sharing_copy(module: nn.Module, buffers: bool) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{type(module).__name__} keeps a tensor that it has computed of its parameters: call remove_weight_norm "
                          "first, or take torch.nn.utils.parametrizations") from error
+    except TypeError as error:
+        raise ValueError(f"{type(module).__name__} cannot be copied ({error}): keep such a value out of its attributes") from error
 
 
 def tree(leaves: dict[str, nn.Module | Tensor]) -> nn.Module:
@@ -44,21 +47,41 @@ def register_constants_(root: nn.Module, graph: fx.Graph) -> None:
             parent.register_buffer(leaf, value, persistent=False)
 
 
-def drop_unused_(root: nn.Module, graph: fx.Graph) -> None:
-    """Remove, in place, the modules and the parameters that no call reads; name these, and those modules that have some."""
-    used = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    dropped = []
-    for name, _ in list(root.named_modules()):
-        if name and not any(f"{target}.".startswith(f"{name}.") or f"{name}.".startswith(f"{target}.") for target in used):
-            dropped.append(name)
-    for name in [name for name in dropped if name.rpartition(".")[0] not in dropped]:
-        container, _, leaf = name.rpartition(".")
-        module = root.get_submodule(name)
-        delattr(root.get_submodule(container), leaf)
+def drop_unused_(root: nn.Module, graph: fx.Graph) -> list[str]:
+    """Remove, in place, the modules and the parameters that no call reads; name these, and those modules that have some.
+
+    A module or parameter may have several names: it stays under all of them if a call reads it under one.
+
+    Returns:
+        the names that a warning told.
+    """
+    calls = [root.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"]
+    used = {id(part) for module in calls for part in module.modules()}
+    tensors = {id(tensor) for module in calls for tensor in module.parameters()} | {
+        id(operator.attrgetter(node.target)(root)) for node in graph.nodes if node.op == "get_attr"}
+    dropped, told = [], {}
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        inside = name.startswith(tuple(f"{other}." for other in dropped))
+        if not name or inside or not used.isdisjoint(map(id, module.modules())) or not tensors.isdisjoint(
+                map(id, (*module.parameters(), *module.buffers()))):
+            continue
+        _remove_(root, name)
+        dropped.append(name)
         if next(module.parameters(), None) is not None:
-            warnings.warn(f"{name} is left out: the network does not run it outside of training", stacklevel=4)
-    for name, _ in list(root.named_parameters(remove_duplicate=False)):
-        container, _, leaf = name.rpartition(".")
-        if not any(f"{name}.".startswith(f"{target}.") for target in used):
-            delattr(root.get_submodule(container), leaf)
-            warnings.warn(f"{name} is left out: the network does not read it outside of training", stacklevel=4)
+            told.setdefault(id(module), (name, "run"))
+    for name, tensor in list(root.named_parameters(remove_duplicate=False)):
+        if id(tensor) not in tensors and _remove_(root, name):
+            told.setdefault(id(tensor), (name, "read"))
+    for name, verb in told.values():
+        warnings.warn(f"{name} is left out: the network does not {verb} it outside of training", stacklevel=4)
+    return [name for name, _ in told.values()]
+
+
+def _remove_(root: nn.Module, name: str) -> bool:
+    """Remove, in place, a module or a parameter; return whether it was still there, as it may have several names."""
+    container, _, leaf = name.rpartition(".")
+    parent = root.get_submodule(container)
+    found = hasattr(parent, leaf)
+    if found:
+        delattr(parent, leaf)
+    return found

@@ -1,8 +1,10 @@
 """The flow of data through a trace: what the output needs, which nodes depend on which, and the three regions."""
 
-from torch import fx, nn
+from collections.abc import Callable
 
-from .affine import is_size, objection
+from torch import Tensor, fx, nn
+
+from .affine import WEIGHTING, is_size, objection
 from .calls import ACTIVATIONS, POOLS, call_name, called
 
 
@@ -45,6 +47,18 @@ class Flow:
     def folded(self, node: fx.Node) -> bool:
         """Return whether time is folded into the batch of a node's output."""
         return self.region.get(node) == "spiking"
+
+    def functional_weights(self, tensor: Callable[[str], Tensor]) -> list[str]:
+        """Return the names of the parameters that are weights of a function, as of F.conv2d; `tensor` returns one by its name."""
+        found: dict[str, None] = {}
+        for node in self.nodes:
+            stack = [source for source in node.all_input_nodes if source in self.constant] if call_name(node) in WEIGHTING else []
+            while stack:
+                source = stack.pop()
+                stack += source.all_input_nodes
+                if source.op == "get_attr" and isinstance(tensor(source.target), nn.Parameter) and tensor(source.target).dim() > 1:
+                    found[source.target] = None
+        return list(found)
 
     def check(self, root: nn.Module) -> None:
         """Raise ValueError if there is no ReLU, or if a call in the spiking region is not affine; names it."""

@@ -1,27 +1,43 @@
 """Any nn.Module as a graph of calls: torch.fx traces it, and each call of an activation gets a module of its own."""
 
 import inspect
-import operator
+import warnings
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from ..errors import reason_of
-from .calls import ACTIVATIONS, POOLS, FollowsMode, argument, call_name, called
+from .affine import NORMS, WEIGHTED
+from .calls import (
+    ACTIVATIONS,
+    POOLS,
+    FollowsMode,
+    Mode,
+    argument,
+    call_name,
+    called,
+    caller,
+    clip_of,
+    given_by,
+    plain_kind,
+    pool_arguments,
+)
 from .copies import drop_unused_, register_constants_, sharing_copy
 
 VIEWS = ("getitem", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "chunk", "split", "unbind", "narrow",
          "select", "squeeze", "unsqueeze", "expand")
 INPUTS = ("input", "tensors", "tensor")  # names of the first argument of a call
-POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return getattr(module, "leaf", False) or super().is_leaf_module(module, name)
+        return (getattr(module, "leaf", False) or super().is_leaf_module(module, name)
+                or (isinstance(module, (*WEIGHTED, *NORMS)) and plain_kind(module) is not type(module)))
 
 
 def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
@@ -30,13 +46,17 @@ def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     In the graph, each call of a ReLU (clipped or not, module or function) calls a module of its own. The first call of a module
     keeps its name, the k-th one gets the suffix `_k`; a function becomes `activation` in the module that calls it. Max-pooling
     is a module too, and moves before its activation if nothing else reads that: max(Q(x)) = Q(max(x)). No call works in place,
-    and a call that depends on `training` follows the mode. A module with the attribute `leaf = True` is one call.
+    and a call that depends on `training` follows the mode; control flow that does is told, as it is that of eval mode. A module
+    with the attribute `leaf = True` is one call, and so is a subclass of a layer that changes nothing of it.
 
     Raises:
         ValueError: control flow that cannot be traced, several inputs, an assignment to part of a tensor.
     """
     modes = {name: child.training for name, child in module.named_modules()}
     copy = sharing_copy(module, buffers=False).eval()
+    asked = {name: Mode() for name, _ in copy.named_modules()}
+    for name, child in copy.named_modules():
+        child.training = asked[name]
     _, *others = inspect.signature(copy.forward).parameters.values()
     missing = [p.name for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing:
@@ -44,14 +64,17 @@ def trace(module: nn.Module) -> tuple[nn.Module, fx.Graph]:
     try:
         graph = _Tracer().trace(copy, {p.name: p.default for p in others if p.default is not p.empty})
     except Exception as error:  # the user's code runs here
-        raise ValueError(f"{type(module).__name__} cannot be traced ({_reason(error)}): take control flow that depends on values "
-                         "out of forward, or put it into a module with the attribute leaf = True; build a tensor with torch.cat or "
-                         "torch.where instead of assigning to part of it") from error
-    for child_name, child in copy.named_modules():
-        child.training = modes[child_name]
-    _Rewriter(copy, graph).rewrite()
+        raise ValueError(f"{type(module).__name__} cannot be traced ({_reason(error)}): {_remedy(error)}") from error
+    for name, child in copy.named_modules():
+        child.training = modes[name]
+    rewriter = _Rewriter(copy, graph, asked)
+    rewriter.rewrite()
     register_constants_(copy, graph)
-    drop_unused_(copy, graph)
+    told = drop_unused_(copy, graph)
+    for name in rewriter.differing:
+        if not any(other.startswith(f"{name}." if name else "") for other in told):
+            warnings.warn(f"{name or type(module).__name__} does otherwise in training, which is left out: the attribute leaf = "
+                          "True, with affine_in_spikes = True if it is affine, keeps such a module whole", stacklevel=3)
     return copy, graph
 
 
@@ -62,11 +85,20 @@ def _reason(error: Exception) -> str:
     return (f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else "") + reason_of(error)
 
 
+def _remedy(error: Exception) -> str:
+    """Return what to do about a trace that failed."""
+    if f"not {Mode.__name__}" in str(error):
+        return "pass self.training to functions of torch.nn.functional alone"
+    return ("take control flow that depends on values out of forward, or put it into a module with the attribute leaf = True; "
+            "build a tensor with torch.cat or torch.where instead of assigning to part of it")
+
+
 class _Rewriter:
     """The changes to a fresh trace, in place; see `trace`."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph):
-        self.root, self.graph = root, graph
+    def __init__(self, root: nn.Module, graph: fx.Graph, asked: Mapping[str, Mode]):
+        self.root, self.graph, self.asked = root, graph, asked
+        self.followed: set[str] = set()  # modules of which a call follows the mode
         self.order = {node: index for index, node in enumerate(graph.nodes)}
         self.calls: dict[str, int] = {}  # of each activation's module
 
@@ -81,23 +113,30 @@ class _Rewriter:
         for module in (module for module in self.root.modules() if hasattr(module, "inplace")):
             module.inplace = False
 
+    @property
+    def differing(self) -> list[str]:
+        """Return the modules whose control flow depends on the mode, which no call follows."""
+        return [name for name, mode in self.asked.items() if mode.asked and name not in self.followed]
+
     def _functional(self, node: fx.Node) -> None:
         """Replace a functional call by that of a module where it needs one, and an in-place call by one that is not."""
         module, name = called(node, self.root), call_name(node)
-        clip = self._clip(node, module)
+        clip = clip_of(node, self.root)
         in_place = (node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__")) or bool(
             getattr(module, "inplace", False) or node.kwargs.get("inplace"))
         if clip is not None:
             new = self._activation(node, module, clip)
         elif module is None and name in _POOL_MODULES:
-            new = self._call(node, _POOL_MODULES[name](**self._pool_arguments(node, name)), self._name(node, "pool"))
+            new = self._call(node, _POOL_MODULES[name](**pool_arguments(node)), self._name(node, "pool"))
         elif name == "view" and node.op == "call_method" and not isinstance(argument(node, 1, "dtype"), torch.dtype):
             node.target, new = "reshape", node  # a value may have any memory format
-        elif node.op == "call_function" and (given := _given(node)).get("training") is False:
+        elif node.op == "call_function" and self._follows((given := given_by(node)).get("training"), node):
+            self.followed.add(caller(node))
             kwargs = {key: value for key, value in list(given.items())[1:] if key not in ("training", "inplace")}
             new = self._call(node, FollowsMode(node.target), self._name(node, name), kwargs)
         else:
             new = node
+            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), self._plain)
             if in_place and module is None and name.endswith("_"):
                 plain = name.rstrip("_")
                 node.target = plain if node.op == "call_method" else getattr(torch, plain, None) or getattr(F, plain, node.target)
@@ -111,6 +150,14 @@ class _Rewriter:
             node.replace_all_uses_with(new)
             self.graph.erase_node(node)
 
+    def _follows(self, training: Any, node: fx.Node) -> bool:
+        """Return whether an argument `training` follows the mode: it is the module's, or the module asks for its mode."""
+        return isinstance(training, Mode) or (training is False and self.asked[caller(node)].asked)
+
+    def _plain(self, value: Any) -> Any:
+        """Return an argument; a mode that no call follows as False, noted."""
+        return bool(value) if isinstance(value, Mode) else value
+
     def _refuse_part(self, node: fx.Node, source: fx.Node) -> None:
         """Raise ValueError if a call in place changes a part of a tensor, or another form of it, that is read whole later."""
         base = source
@@ -119,27 +166,6 @@ class _Rewriter:
         if base is not source and any(self.order.get(user, -1) > self.order[node] for user in base.users):
             raise ValueError(f"{node.name} works in place on a view of {base.name}, which is read again later: leave inplace out")
 
-    def _clip(self, node: fx.Node, module: nn.Module | None) -> float | None:
-        """Return where the ReLU that a node calls is clipped, infinity without a clip; None for another call."""
-        if module is not None:
-            if isinstance(module, nn.Hardtanh):
-                return float(module.max_val) if module.min_val == 0 else None
-            return inf if isinstance(module, nn.ReLU) else None
-        name = call_name(node).rstrip("_")
-        if node.op not in ("call_function", "call_method") or name not in _CLIPS:
-            return None
-        low, high = (argument(node, place, *limit) if isinstance(limit, tuple) else limit
-                     for place, limit in enumerate(_CLIPS[name], start=1))
-        return inf if low == 0 and high is None else self._number(high) if self._number(low) == 0 else None
-
-    def _number(self, value: Any) -> float | None:
-        """Return a number, or the value of a parameter or buffer with one element."""
-        if isinstance(value, fx.Node) and value.op == "get_attr":
-            value = operator.attrgetter(value.target)(self.root)
-        if isinstance(value, Tensor):
-            return value.item() if value.numel() == 1 else None
-        return float(value) if isinstance(value, int | float) else None
-
     def _activation(self, node: fx.Node, module: nn.Module | None, clip: float) -> fx.Node:
         fresh = nn.ReLU() if clip == inf else nn.Hardtanh(0.0, clip)
         if module is None:
@@ -147,12 +173,6 @@ class _Rewriter:
         self.calls[node.target] = self.calls.get(node.target, 0) + 1
         count = self.calls[node.target]
         return node if count == 1 else self._call(node, fresh, self._unused(f"{node.target}_{count}"))
-
-    def _pool_arguments(self, node: fx.Node, name: str) -> dict[str, Any]:
-        if name.startswith("adaptive"):
-            return {"output_size": argument(node, 1, "output_size")}
-        found = {key: argument(node, position, key) for position, key in enumerate(POOL_ARGUMENTS, start=1)}
-        return {key: value for key, value in found.items() if value is not None}
 
     def _call(self, node: fx.Node, module: nn.Module, name: str, kwargs: dict[str, Any] | None = None) -> fx.Node:
         """Return the call of a new module with the input of `node`."""
@@ -166,8 +186,7 @@ class _Rewriter:
 
     def _name(self, node: fx.Node, leaf: str) -> str:
         """Return an unused name in the module whose forward calls a function."""
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        return self._unused(f"{stack[-1][0]}.{leaf}" if stack else leaf)
+        return self._unused(f"{place}.{leaf}" if (place := caller(node)) else leaf)
 
     def _unused(self, name: str) -> str:
         container, _, leaf = name.rpartition(".")
@@ -191,14 +210,3 @@ class _Rewriter:
 
 _POOL_MODULES = {f"{kind}max_pool{n}d": pool for kind, pools in (("", POOLS[:3]), ("adaptive_", POOLS[3:]))
                  for n, pool in enumerate(pools, start=1)}
-# function: its lower and upper limit, or (name, default) of the argument that holds it
-_CLIPS = {"relu": (0, None), "relu6": (0, 6), "clamp_min": (("min", 0), None), "hardtanh": (("min_val", -1), ("max_val", 1)),
-          "clamp": (("min", None), ("max", None)), "clip": (("min", None), ("max", None))}
-
-
-def _given(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of a function by name; empty for one without a signature."""
-    try:
-        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
-    except (TypeError, ValueError):
-        return {}
