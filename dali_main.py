@@ -20,7 +20,6 @@ from typing import Any
 from main import main as train
 from utils import cli, script
 from utils.settings import Settings
-from utils.training import loading
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
@@ -32,7 +31,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     add("--scratch", action="store_true", help="below 32 bits: start from random weights")
     add("--pretrained", action="store_true", help="start from TorchVision's float weights, also at 32 bits (default below 32)")
     flags = parser.flags(resume_apart(sys.argv[1:] if argv is None else argv), before)
-    return Settings.of(loading.completed(flags, flags["evaluate"]))
+    return Settings.of(cli.completed(flags, flags["evaluate"]))
 
 
 def resume_apart(argv: list[str]) -> list[str]:

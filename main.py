@@ -18,7 +18,7 @@ from utils.checkpoints.resume import check_training
 from utils.checkpoints.rundir import RunDirectory
 from utils.data.splits import Data
 from utils.settings import Settings, with_recipe
-from utils.training import loading, train
+from utils.training import train
 
 
 def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({})) -> Settings:
@@ -29,7 +29,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     cli.add_recipe_flag(parser)
     flags = parser.flags(argv, before)
     flags = parser.flags(argv, with_recipe(flags["recipe"], flags["bit"], before))
-    return Settings.of(loading.completed(flags, flags["evaluate"]))
+    return Settings.of(cli.completed(flags, flags["evaluate"]))
 
 
 def main(argv: list[str] | None = None, read: Callable[..., Settings] = parse) -> dict[str, Any]:

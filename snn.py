@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> Settings:
     flags = parser.flags(argv)
     if flags["fit"] is None and (flags["weight_bit"] or flags["overwrite"]):
         raise UserError("--weight-bit and --overwrite say how --fit N quantizes a float network: give it, or leave them out")
-    return Settings.of(loading.completed(flags, not flags["fit"]))
+    return Settings.of(cli.completed(flags, not flags["fit"]))
 
 
 def report(settings: Settings, snn: Network, result: dict[str, Any]) -> None:

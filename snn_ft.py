@@ -27,7 +27,6 @@ from utils.checkpoints.rundir import RunDirectory
 from utils.config import CHECK_IMAGES
 from utils.data.splits import Data
 from utils.settings import CACHE, Settings
-from utils.training import loading
 from utils.training.session import Session
 from utils.training.tune import METHODS, check
 
@@ -65,7 +64,7 @@ def parse(argv: list[str] | None, before: Mapping[str, Any] = MappingProxyType({
     cli.add_optimizer_flags(parser)
     if parser.flags(argv)["online"]:
         before = {**before, "cache": None}  # the run had a default for it
-    return Settings.of(loading.completed(parser.flags(argv, before)))
+    return Settings.of(cli.completed(parser.flags(argv, before)))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import models
 from quant import FLOAT_BITS
 from snn_layers import HALF
 
+from .checkpoints.checkpoint import read_checkpoint, refuse_unnamed
 from .config import DEFAULT_ARCH, WORKERS
 from .data.imagenet import LOADERS
 from .distributed.processes import TIMEOUT
@@ -168,3 +170,19 @@ def add_export_flag(parser: Parser) -> None:
     parser.add_argument("--export", type=Path, metavar="FILE",
                         help="write the evaluated network to FILE.onnx, for onnxruntime and others (requirements-export.txt), or "
                              "FILE.pt2, for torch.export.load")
+
+
+def completed(flags: dict[str, Any], as_it_is: bool = True) -> dict[str, Any]:
+    """Return flags whose missing architecture comes from --init, if that is a checkpoint of ours; see `refuse_unnamed`.
+
+    Args:
+        as_it_is: the network keeps its bits, so that missing ones come from the file too.
+    """
+    file = flags.get("init")
+    wanted = [name for name in ("arch", *["bit"] * as_it_is) if flags[name] is None]
+    if file is None or not wanted:
+        return flags
+    ours = read_checkpoint(file)
+    known = {name: ours[name] for name in wanted if "format" in ours and isinstance(ours.get(name), str | int)}
+    refuse_unnamed(file, ours, flags["arch"])
+    return flags | known

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 import models
-from models import Network, reason_of
+from models import Network
 from quant import FLOAT_BITS, check_values, quantize_
 from snn_layers import adopt_steps_
 
 from ..errors import UserError
 from ..files import replacing
-from .foreign import state_of
+from .foreign import state_of, unreadable
 from .importer import load_published, load_strictly_
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         _verify(path)
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a parser raises anything on a hostile file: IndexError, struct.error, MemoryError, ...
-        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
+        raise UserError(f"checkpoint {path} {unreadable(error)}") from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, not a network: choose another file")
     return contents
@@ -173,7 +173,7 @@ def restore_network(contents: dict[str, Any], path: str | Path, arch: str | None
     except ValueError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise UserError(f"checkpoint {path} is damaged or of no known kind ({reason_of(error)}): copy or train it again") from error
+        raise UserError(f"checkpoint {path} {unreadable(error)}") from error
     if as_it_is and network.trainable_start:
         raise UserError(f"checkpoint {path} lacks thresholds or statistics of its own, as APoT's and TorchVision's files do: "
                         f"main.py --init {path} trains it first")

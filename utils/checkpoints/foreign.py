@@ -1,5 +1,6 @@
 """Checkpoints that are not ours: anyone's float networks, TorchVision's, and APoT's quantized layout as a start for training."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,20 @@ def load_module_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     try:
         module.load_state_dict({**state, **counts})
     except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+        raise ValueError(misfit(error)) from error
+
+
+def misfit(error: RuntimeError) -> str:
+    """Return an error of load_state_dict on one line, with at most three names of each kind."""
+    return re.sub(r'((?:"[^"]*", ){3})(?:"[^"]*", )*"[^"]*"', r"\1...", " ".join(str(error).split()))[:400]
+
+
+def unreadable(error: Exception) -> str:
+    """Return why a file that torch.load refuses is no checkpoint, with a remedy."""
+    found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if found:
+        return f"holds an object of {found[1]}; only tensors and plain values are loaded: save the module's state_dict() alone"
+    return f"is damaged or of no known kind ({reason_of(error)}): copy or train it again"
 
 
 @torch.no_grad()
@@ -82,6 +96,22 @@ def threshold_of(network: Network) -> dict[str, nn.Parameter]:
     names = {network.graph.values[name]: name for name in network.graph.activations}
     return {node.target: network.activation(names[node.args[0]]).threshold for unit in network.graph.parts for node in unit.nodes
             if node.op == "call_module" and node.args and node.args[0] in names and network.bit != FLOAT_BITS}
+
+
+def reset_head_(network: Network, classes: int, source: object) -> None:
+    """Replace the last layer of a network, read from `source`, in place, by a fresh one for another number of classes; say so.
+
+    Raises:
+        UserError: its last layer is no linear one.
+    """
+    heads = [path for path, region in network.graph.regions.items()
+             if region == "readout" and isinstance(network.layer(path), nn.Linear)]
+    if not heads:
+        raise UserError(f"--init {source}: has {network.num_classes} classes, the data set {classes}, and no linear layer at its "
+                        "end that could be replaced: start from a file that fits, or train from random weights")
+    print(f"{source} has {network.num_classes} classes, the data set {classes}: the last layer starts afresh")
+    network.set_layer(heads[-1], nn.Linear(network.layer(heads[-1]).in_features, classes))
+    network.facts = replace(network.facts, num_classes=classes)
 
 
 def download(arch: str) -> dict[str, Any]:

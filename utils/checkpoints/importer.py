@@ -11,7 +11,7 @@ import models
 from models import BasicBlock, Facts, Network, Stack, Unit
 from quant import FLOAT_BITS, quantize_
 
-from .foreign import load_foreign
+from .foreign import load_foreign, misfit
 
 CLIP, APOT_CLIP = "weight_quantizer.alpha", "weight_quant.wgt_alpha"  # of a convolution: ours, APoT's
 MAX_NAMED = 4  # keys that an error message names
@@ -23,7 +23,7 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     The state dict of a network that is not ours has the module's own names, see `load_foreign`.
 
     Args:
-        state: published name -> tensor; names may have the prefix "module.".
+        state: published name -> tensor; names may have the prefix "module.", and "_orig_mod." of torch.compile.
         arch: architecture.
         bit: bits of the activations; None means float if the file has no thresholds.
         dataset: None chooses by the number of classes.
@@ -31,7 +31,7 @@ def load_published(state: Mapping[str, Tensor], arch: str | None, bit: int | Non
     Raises:
         ValueError: not a network of this architecture and bit-width; names unknown or missing keys.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {key.replace("_orig_mod.", "").removeprefix("module."): value for key, value in state.items()}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("holds no state dict of tensors: it is no published checkpoint")
     if arch is None:
@@ -88,7 +88,7 @@ def load_strictly_(network: Network, state: Mapping[str, Tensor]) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+        raise ValueError(misfit(error)) from error
 
 
 def published_names(network: Network, prefixes: Mapping[str, str | None]) -> dict[str, str]:
@@ -193,16 +193,6 @@ def torchvision_layout(state: Mapping[str, Tensor], network: Network) -> Iterato
     for index, (name, _) in enumerate(units):
         yield f"{name}.bn", norms[index] if index < len(norms) else None
     yield "head", linears[-1]
-
-
-def reset_head_(network: Network, classes: int) -> None:
-    """Replace the last layer of a network, in place, by a fresh one for another number of classes."""
-    heads = [path for path, region in network.graph.regions.items()
-             if region == "readout" and isinstance(network.layer(path), nn.Linear)]
-    if not heads:
-        raise ValueError(f"has {network.num_classes} classes and no linear layer at its end that could be replaced")
-    network.set_layer(heads[-1], nn.Linear(network.layer(heads[-1]).in_features, classes))
-    network.facts = replace(network.facts, num_classes=classes)
 
 
 def _fits(state: Mapping[str, Tensor], module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from snn_layers import HALF, UnitProgress
 
 from ..errors import UserError
 from ..settings import Settings
-from .checkpoint import BEST, recorded
+from .checkpoint import BEST, recorded, tunings
 from .rundir import RunDirectory
 
 
@@ -153,14 +153,26 @@ def check_same_neurons(settings: Settings, contents: dict[str, Any], path: Path)
 
 
 def same_frozen(tuned: Network, ann: Network, path: Path, method: str) -> None:
-    """Raise UserError unless a tuned network has the thresholds and BN statistics of its ANN, which tuning never changes.
+    """Raise UserError unless a tuned network was made from this ANN, see `unlike`."""
+    if (name := unlike(tuned, ann, method == "through-time")) is not None:
+        raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
+                        "file that the run was started with")
 
-    Tuning through time learns the BN statistics of the spikes.
+
+def no_start(path: Path, tuned: Network, ann: Network) -> str | None:
+    """Return why a network is not the one that the tuned network in `path` was made from; None if it is."""
+    found, start = tunings(path)
+    differs = unlike(tuned, ann, any(recorded(contents).get("method") == "through-time" for contents in found))
+    return None if differs is None else f"{start} is no longer the network that {path} was tuned from, {differs} differs"
+
+
+def unlike(tuned: Network, ann: Network, learned: bool) -> str | None:
+    """Return the name of a threshold or a BN statistic, which tuning never changes, that differs; None without one.
+
+    Args:
+        learned: it was tuned through time, which learns the BN statistics of the spikes.
     """
-    ours = tuned.state_dict()
-    fixed = thresholds(ann)
-    frozen = () if method == "through-time" else ("running_mean", "running_var")
-    for name, tensor in ann.state_dict().items():
-        if (name in fixed or name.endswith(frozen)) and not torch.equal(tensor, ours[name]):
-            raise UserError(f"--init: the run in {path} tunes another network, {name} differs; leave --init out, or name the "
-                            "file that the run was started with")
+    ours, fixed = tuned.state_dict(), thresholds(ann)
+    frozen = () if learned else ("running_mean", "running_var")
+    return next((name for name, tensor in ann.state_dict().items()
+                 if (name in fixed or name.endswith(frozen)) and not torch.equal(tensor.cpu(), ours[name].cpu())), None)

@@ -11,6 +11,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # on the scale [0, 1]
 SIZE, SHORTER_SIDE = 224, 256
 ASPECT, AREA = (0.8, 1.25), (0.1, 1.0)  # of the random crop
 SUFFIXES = {".jpeg", ".jpg", ".png"}
+OTHERS = {".avif", ".bmp", ".gif", ".heic", ".jfif", ".tif", ".tiff", ".webp"}  # images that not every decoder reads
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,12 @@ def list_images(folder: Path) -> ImageFiles:
         raise UserError(f"{folder} has no class folders: images lie in one folder per class (ImageNet's: n01440764, ...)")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(str(file) for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
+        files = {str(file): file.suffix.lower() for file in (folder / name).iterdir()}
+        found = sorted(file for file, suffix in files.items() if suffix in SUFFIXES)
+        others = sorted(file for file, suffix in files.items() if suffix in OTHERS)
+        if others:
+            raise UserError(f"{others[0]} is no .JPEG, .jpg or .png, nor are {len(others) - 1} more of its folder: convert or "
+                            "remove them")
         if not found:
             raise UserError(f"{folder / name} has no .JPEG, .jpg or .png: unpack this class again, or remove its folder")
         paths += found

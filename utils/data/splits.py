@@ -81,23 +81,25 @@ class Data:
         """Return a network, read from `source`, after a check of its classes; its pixel statistics become those of the data.
 
         Raises:
-            UserError: its number of classes is not that of the data set.
+            UserError: its number of classes is not that of the data set, or see `fits`.
         """
         if network.num_classes != self.classes:
             raise UserError(f"{source} has {network.num_classes} classes, the data set {self.classes}: name the data set that "
                             "it was trained on")
         if self.pixels is None and network.facts.mean is not None:
             self.pixels = network.facts.mean, network.facts.std
-        return network
+        return self.fits(network)
 
     def fits(self, network: Network) -> Network:
-        """Return a network after a check that its outputs are logits of the data set's classes.
+        """Return a network after a check that its outputs are logits of the data set's classes; ours fit images of a known size.
 
         Raises:
             UserError: it fails on the images, or has another output.
         """
+        dataset, training = self.settings.dataset, network.training
+        if dataset != "folder" and network.arch in models.architectures(dataset):
+            return network
         side = SIZE if self.settings.directories else self.settings.size or 32
-        training = network.training
         try:
             with torch.no_grad():
                 logits = network.eval()(torch.zeros(2, 3, side, side))

@@ -12,6 +12,7 @@ from quant import FLOAT_BITS, time_steps
 from snn_layers import HALF, NEURONS, Neuron, checked, neuron_of, to_spiking
 
 from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
+from ..checkpoints.resume import no_start
 from ..checkpoints.rundir import LOG
 from ..errors import UserError
 
@@ -103,13 +104,14 @@ def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron]
         subject.tuned = told_apart(read_tuned(file, arch, kinds) for file in files)
         return subject
     tuned, start = read_tuned(path, arch, kinds), untuned(path)
+    found = f"The network that this one was tuned from, {start}, is not here"
     if start.is_file():
         original = read_checkpoint(start)
         ann = restore_network(original, start, arch or tuned.snn.arch, tuned.snn.bit)
-        original = original | {"history": history_of(start, original)}
-        return Subject(title, page, start, original, ann, [tuned], kinds=kinds)
-    note = f"The network that this one was tuned from, {start}, is not here: the tuned weights serve as the ANN."
-    return Subject(title, page, path, contents, network, [tuned], [note], kinds)
+        if (found := no_start(path, network, ann)) is None:
+            original = original | {"history": history_of(start, original)}
+            return Subject(title, page, start, original, ann, [tuned], kinds=kinds)
+    return Subject(title, page, path, contents, network, [tuned], [f"{found}: the tuned weights serve as the ANN."], kinds)
 
 
 def history_of(path: Path, contents: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from snn_layers import NEURONS, Deployed, LayerMonitor, calibrate_rates_, deploy
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
+from ..checkpoints.resume import no_start
 from ..checkpoints.rundir import RunDirectory, path_of, plain
 from ..config import RunSettings
 from ..data.batches import Batches
@@ -87,7 +88,7 @@ def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tupl
     if tuned_for is not None and tuned_for != settings.spiking.neuron.rpartition(":")[2] and not learns:
         own = "FILE.py:" * (tuned_for not in NEURONS)
         print(f"{init_path(run)} was tuned for {tuned_for} neurons: --neuron {own}{tuned_for} scores it as such", file=sys.stderr)
-    return network, data.placed(original(run, data, learns) or network), contents["finetune"]
+    return network, data.placed(original(run, data, network, learns) or network), contents["finetune"]
 
 
 def fitted(settings: Settings, data: Data) -> Network:
@@ -102,50 +103,41 @@ def fitted(settings: Settings, data: Data) -> Network:
     with RunDirectory.opened(run, settings.suffix, lambda *_: None) as directory:  # restarted by torchrun it fits again
         began = time.monotonic()
         network = usable(read_checkpoint(run.init), run.init, run.arch, FLOAT_BITS, data)
-        images = data.batches(train=True, limit=count).first(count)
+        images = data.batches(train=True, limit=count * data.place.world).first(count)  # each process reads its part of them
         targets = outputs(data.placed(network), images)
-        network = learn_(fit_(data.placed(quantize_(network, run.bit, settings.spiking.weight_bit)), images), images, targets)
+        try:
+            network = learn_(fit_(data.placed(quantize_(network, run.bit, settings.spiking.weight_bit)), images), images, targets)
+        except ValueError as error:
+            raise UserError(f"--fit {count}: {error}; take more images") from error
         agree_(network)
         directory.begin(settings, [])
         directory.save(network_state(data.described(network)) | {"args": plain(settings)}, [], is_best=True)
-    print(f"quantized to {run.bit} bits and fitted on {count} training images in {time.monotonic() - began:.1f} s: "
+    print(f"quantized to {run.bit} bits and fitted on {len(images)} training images in {time.monotonic() - began:.1f} s: "
           f"{directory.path / BEST}")
     return network.eval()
 
 
-def completed(flags: dict[str, Any], as_it_is: bool = True) -> dict[str, Any]:
-    """Return flags whose missing architecture comes from --init, if that is a checkpoint of ours; see `refuse_unnamed`.
+def original(run: RunSettings, data: Data, tuned: Network, needed: bool) -> Network | None:
+    """Load the ANN from which a tuned network, that of `init_path`, was made.
 
-    Args:
-        as_it_is: the network keeps its bits, so that missing ones come from the file too.
-    """
-    file = flags.get("init")
-    wanted = [name for name in ("arch", *["bit"] * as_it_is) if flags[name] is None]
-    if file is None or not wanted:
-        return flags
-    ours = read_checkpoint(file)
-    known = {name: ours[name] for name in wanted if "format" in ours and isinstance(ours.get(name), str | int)}
-    refuse_unnamed(file, ours, flags["arch"])
-    return flags | known
-
-
-def original(run: RunSettings, data: Data, needed: bool) -> Network | None:
-    """Load the ANN from which the tuned network at `init_path` was made.
-
-    None if its file is missing: a line says that the tuned weights serve as the ANN, a worse one.
+    None if its file is missing, or holds another network by now: a line says that the tuned weights serve as the ANN, a worse one.
 
     Raises:
-        UserError: its file is missing, but `needed`.
+        UserError: there is none, but `needed`.
     """
     path = init_path(run)
     start = untuned(path)
-    if not start.is_file():
-        text = f"{start}, which {path} was tuned from, is not here"
-        if needed:
-            raise UserError(f"{text}: tuning learns from it; put it there, or tune from a quantized network")
-        print(f"{text}: the tuned weights serve as the ANN, which is worse for it")
-        return None
-    return data.check(load_network(start, run.arch, run.bit, data.settings.dataset), start)
+    if start.is_file():
+        ann = data.check(load_network(start, run.arch, run.bit, data.settings.dataset), start)
+        found = no_start(path, tuned, ann)
+    else:
+        found = f"{start}, which {path} was tuned from, is not here"
+    if found is None:
+        return ann
+    if needed:
+        raise UserError(f"{found}: tuning learns from it; put it there, or tune from a quantized network")
+    print(f"{found}: the tuned weights serve as the ANN, which is worse for it")
+    return None
 
 
 def spiking(how: SpikeSettings, ann: Network) -> Network:

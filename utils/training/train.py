@@ -13,8 +13,7 @@ from quant import fit_, normalised, quantize_, requantize_
 from snn_layers import norm_steps
 
 from ..checkpoints.checkpoint import network_state, read_checkpoint, restore_network
-from ..checkpoints.foreign import download, state_of
-from ..checkpoints.importer import reset_head_
+from ..checkpoints.foreign import download, reset_head_, state_of
 from ..checkpoints.leaving import check_export, export
 from ..checkpoints.resume import check_same_run, next_epoch, random_state, restore_state, restore_trained_
 from ..checkpoints.rundir import RunDirectory, plain
@@ -41,9 +40,8 @@ def initial_network(settings: Settings, data: Data) -> Network:
     contents = read_checkpoint(run.init) if run.init else processes.once_per_node(partial(download, run.arch), data.place)
     network = restore_network(contents, source, run.arch, how.init_bit or published_bit(contents, source, run.bit), dataset)
     if network.num_classes != data.classes and (network.trainable_start or "format" not in contents):
-        print(f"{source} has {network.num_classes} classes, the data set {data.classes}: the last layer starts afresh")
-        reset_head_(network, data.classes)
-    data.check(network, source)
+        reset_head_(network, data.classes, source)
+    network = data.check(network, source)
     fits = (network.bit, network.weight_bit) == (run.bit, how.weight_bit) and not network.trainable_start
     before = normalised(network)
     if norm_steps(network) is not None:
@@ -65,8 +63,7 @@ def built(arch: str, dataset: str, data: Data) -> Network:
         UserError: it cannot be built or converted, or has another number of outputs.
     """
     try:
-        network = models.build(arch, dataset, data.classes)
-        return network if arch in models.architectures(dataset) else data.fits(network)
+        return data.fits(models.build(arch, dataset, data.classes))
     except ValueError as error:
         raise UserError(f"--arch {arch}: {error}") from error
 
