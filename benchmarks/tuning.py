@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from quant import time_steps
-from snn_layers import FinetuneConfig, RateNetwork, ThroughTime, finetune, own_parameters_, to_spiking
+from snn_layers import FinetuneConfig, RateNetwork, ThroughTime, finetune, to_spiking
 from utils.training.engine import sgd
 from utils.training.step import Step
 
@@ -39,7 +39,6 @@ def trainable(kind: str, bit: int) -> nn.Module:
         return ann.train()
     snn = to_spiking(ann, "unsigned")
     if kind == "global":
-        own_parameters_(snn)
         return RateNetwork(snn)
     return ThroughTime(snn).train()
 

@@ -57,13 +57,13 @@ def _faults(network: nn.Module, statistics: bool) -> Iterator[str]:
 
 def _variance_faults(name: str, bn: nn.Module, bias: Tensor | None) -> Iterator[str]:
     """Yield the faults of BN with statistics [C], or [T, C] of each time step."""
-    rows = (values.view(-1, values.shape[-1]) for values in (bn.running_mean, bn.running_var))
-    for mean, variance in zip(*rows, strict=True):
-        if (variance < 0).any():
-            yield f"{name} has the variance {variance.min():g} in channel {variance.argmin()}"
-        # A channel whose weights all became 0 is harmless, and not rare at 2 bits: its variance fades away as its mean does.
-        silent = (mean - (0 if bias is None else bias)).abs() <= SILENT
-        zero = variance == 0
-        if zero.all() or (zero & ~silent).any():
-            channel = (zero & ~silent if (zero & ~silent).any() else zero).nonzero()[0].item()
-            yield f"{name} has the variance 0 in channel {channel}"
+    mean, variance = (values.view(-1, values.shape[-1]) for values in (bn.running_mean, bn.running_var))
+    if (variance < 0).any():
+        yield f"{name} has the variance {variance.min():g} in channel {variance.argmin() % variance.shape[1]}"
+    # A channel whose weights all became 0 is harmless, and not rare at 2 bits: its variance fades away as its mean does. So is a
+    # time step before the first spikes.
+    silent = (mean - (0 if bias is None else bias)).abs() <= SILENT
+    zero = variance == 0
+    spoiled = zero if zero.all() else zero & ~silent
+    if spoiled.any():
+        yield f"{name} has the variance 0 in channel {spoiled.nonzero()[0, 1]}"

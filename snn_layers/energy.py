@@ -1,5 +1,6 @@
 """Operations and energy of a quantized network and its spiking one."""
 
+from copy import copy
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
@@ -8,14 +9,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from models import INPUT, NORMS, WEIGHTED, Network, Part, Values
+from models.graph.affine import WEIGHTING
 from models.graph.calls import FollowsMode, argument, call_name
 
 from .deployment.deploy import Deployed
 from .deployment.normal_form import SAME
+from .deployment.terms import JOINS
 
 AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-KEPT = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "add", "sub", "mul", "multiply", "div",
-        "divide", "truediv", "neg")  # of one value: as many spikes as before
+AVERAGING = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+KEPT = ("add", "sub", "mul", "multiply", "div", "divide", "truediv", "neg")  # of one value: as many spikes as before
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,6 @@ def _dense(ann: Network, part: Part, values: Values) -> tuple[dict[str, float], 
     """Return the MACs of each layer of a part for one image, and those of nonzero activations for all images."""
     macs: dict[str, float] = {}
     nonzero, hooks = [], []
-
     def look(path: str, layer: nn.Module, x: Tensor) -> None:
         macs[path] = macs.get(path, 0.0) + weighted(layer, torch.ones_like(x[0]))
         nonzero.append(weighted(layer, (x != 0).sum(0)))
@@ -120,9 +123,13 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
 
     Args:
         counts: spikes of each unit that the part reads, summed over time and images.
+
+    Raises:
+        ValueError: a function has a weight.
     """
     graph, driven, summed, analog = ann.graph, 0.0, 0.0, []
-    known = {graph.values[name]: count[None] for name, count in counts.items()}  # [1, C, ...]
+    # [2, C, ...], twice the same: `squeeze` must not take the axis of the batch.
+    known = {graph.values[name]: torch.stack((count, count)) for name, count in counts.items()}
     for node in part.nodes:
         layer = ann.layer(node.target) if node.op == "call_module" else None
         tensors = [source for source in node.all_input_nodes if source not in graph.flow.size and source not in graph.flow.constant]
@@ -131,7 +138,9 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
             driven += sum(weighted(layer, count[0]) for count in reads)
             analog += [] if reads else [node.target]
         elif reads and len(tensors) > 1 and layer is None and call_name(node) in ("add", "sub"):
-            summed += sum(count.sum().item() for count in reads)
+            summed += sum(count[0].sum().item() for count in reads)
+        elif reads and layer is None and call_name(node) in WEIGHTING:
+            raise ValueError(f"the operations of {node.name}, a function with a weight, are not counted: write it as a layer")
         elif len(reads) == len(tensors) > 0:
             known[node] = _moved(ann, node, layer, known)
     return driven, summed, analog
@@ -140,32 +149,45 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
 def _moved(ann: Network, node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Tensor:
     """Return the counts after a call without weights: a scaled or shifted spike is one, and each passes through an average."""
     x, name = known[next(source for source in node.all_input_nodes if source in known)], call_name(node)
-    if isinstance(layer, (*NORMS, *SAME, FollowsMode, *AVERAGES)) or (layer is None and name in KEPT):
+    if isinstance(layer, (*NORMS, *SAME, FollowsMode)) or name in KEPT:
         return x
+    if isinstance(layer, POOLS):
+        layer, size = copy(layer), getattr(layer, "divisor_override", None) or _window(layer.kernel_size, x)
+        layer.count_include_pad = True  # so that all places have this divisor
+        return size * _computed(ann, node, layer, known)
     found = _computed(ann, node, layer, known)
-    if name.startswith("avg_pool") or isinstance(layer, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
-        kernel = argument(node, 1, "kernel_size") if layer is None else layer.kernel_size
-        kernel = (kernel,) if isinstance(kernel, int) else tuple(kernel)
-        return found * prod(kernel) ** ((x.dim() - 2) // len(kernel))
-    return found
+    if isinstance(layer, AVERAGES) or name in AVERAGING:
+        return found * (x.numel() / found.numel())
+    return found * _window(argument(node, 1, "kernel_size"), x) if name.startswith("avg_pool") else found
+
+
+def _window(kernel: int | tuple[int, ...], x: Tensor) -> int:
+    """Return the places of a pooling's window on x [N, C, ...]."""
+    kernel = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+    return prod(kernel) ** ((x.dim() - 2) // len(kernel))
 
 
 def _computed(ann: Network, node: fx.Node, layer: nn.Module | None, known: dict[fx.Node, Tensor]) -> Any:
-    """Return what a call makes of counts in the place of the values that it reads."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _value(ann, source, known))
+    """Return what a call makes of counts in the place of the values that it reads; values without spikes are joined as zeros."""
+    def value(source: fx.Node) -> Any:
+        found = _value(ann, source, known)
+        spikeless = call_name(node) in JOINS and source not in known
+        return torch.zeros_like(found, dtype=torch.float64) if spikeless and isinstance(found, Tensor) else found
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
     if node.op == "call_method":
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     return (layer or node.target)(*args, **kwargs)
 
 
 def _value(ann: Network, source: fx.Node, known: dict[fx.Node, Tensor]) -> Any:
-    """Return what a call reads: counts, a parameter or buffer, or a size that is computed of them; 1 where none is known."""
+    """Return what a call reads: counts, a parameter or buffer, or what is computed of these and of sizes; else 1."""
     if source in known or source.op == "get_attr":
         return known[source] if source in known else ann.tensor(source.target)
-    sizes = ann.graph.flow.size
-    if source not in sizes or not all(read in known or read in sizes for read in source.all_input_nodes):
+    flow = ann.graph.flow
+    if source not in flow.constant and not all(read in known or read in flow.size for read in source.all_input_nodes):
         return 1
-    return _computed(ann, source, None, known)
+    return _computed(ann, source, ann.layer(source.target) if source.op == "call_module" else None, known)
 
 
 def total(rows: list[Operations]) -> Operations:
@@ -194,8 +216,5 @@ def ann_energy(rows: list[Operations], preset: Preset, skip_zeros: bool = False)
 
 
 def snn_energy(rows: list[Operations], preset: Preset) -> float:
-    """Return the energy of the SNN for one image in µJ: MACs of layers that read no spikes, ACs of the others.
-
-    Memory and neurons are not counted.
-    """
+    """Return the energy of the SNN for one image in µJ: MACs where no spikes are read, else ACs; without memory and neurons."""
     return (total(rows).analog * preset.mac + total(rows).acs * preset.ac) * 1e-6

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import models
-from quant import QuantReLU, shifted
+from quant import QuantReLU, quantize_activation, shifted
 
-from .functional import HALF, integrate_and_fire, rounded
+from .functional import HALF, integrate_and_fire
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ def response(kind: Neuron, delay: int = 0, start: float = HALF) -> Tensor:
     current, known = torch.linspace(-1, 2, 24 * 8).view(3, 8, 8), torch.tensor([-1.0, 0.0, 1.0])
     with models.failing(f"the neuron {kind.name}(current, threshold, delay=, start=)"):
         spikes = kind.equation(current, torch.tensor(1.0), delay=min(delay, len(current)), start=start)
+    if isinstance(spikes, Tensor) and spikes.dtype != current.dtype:
+        raise ValueError(f"the neuron {kind.name} returns spikes of {str(spikes.dtype).removeprefix('torch.')}: return them in the "
+                         "type of the current, as with spikes.to(current.dtype)")
     if not isinstance(spikes, Tensor) or spikes.shape != current.shape or not torch.isin(spikes, known).all():
         raise ValueError(f"the neuron {kind.name} does not map currents [T, B, ...] to as many spikes of -1, 0 and 1")
     return spikes
@@ -99,7 +102,7 @@ def neuron_of(name: str, delay: int = 0, start: float = HALF) -> Neuron:
 def levels(most: int) -> Neuron:
     """Return the neuron that fires up to so many spikes in the one step that it runs: a quantized ReLU."""
     def equation(current: Tensor, threshold: Tensor, delay: int = 0, start: float = HALF) -> Tensor:
-        return rounded(current, threshold, most)
+        return (quantize_activation(current, threshold * most, most) / threshold).round()
 
     return Neuron("levels", equation, most=most)
 
@@ -170,7 +173,7 @@ class IFNeuron(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Map current as `currents` does to s·θ [T·B, ...], time-major."""
-        return self.spike_train(current).mul_(self.threshold.detach()).flatten(0, 1)
+        return (self.spike_train(current) * self.threshold.detach()).flatten(0, 1)
 
     def extra_repr(self) -> str:
         """Describe the neuron."""

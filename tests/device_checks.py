@@ -28,7 +28,6 @@ from snn_layers import (
     calibrate_rates_,
     deploy,
     finetune,
-    own_parameters_,
     to_spiking,
 )
 from snn_layers.energy import operations
@@ -160,7 +159,6 @@ def test_layerwise_tuning_stays_on_the_device(gpu, images, ann, online):
 
 def test_global_tuning_stays_on_the_device(gpu, images, ann):
     snn = to_spiking(ann)
-    own_parameters_(snn)
     network = RateNetwork(snn, compile=False)
     step = Step(network, sgd(network, 0.01, 0.9, 1e-4), teacher=ann)
     batches = list(images)

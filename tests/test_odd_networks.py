@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from leaky import leaky
 from torch import Tensor, nn
 
 import models
-from models import Network
+from models import INPUT, Network
 from quant import check_values, dequantize_, fit_, normalised, quantize_, requantize_, scalars
 from snn_layers import (
     FinetuneConfig,
     LayerMonitor,
+    Neuron,
+    RateNetwork,
     StepNorm,
     ThroughTime,
     TimeConfig,
@@ -27,6 +30,7 @@ from snn_layers import (
 )
 from snn_layers.energy import fan_out, operations
 from snn_layers.export import network_file
+from snn_layers.step_norm import give_steps_
 from utils.training.engine import sgd
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -134,6 +138,27 @@ def bottleneck(net: Net, x: Tensor) -> Tensor:
     return net.head(F.relu(net.expand(h + net.shrink(y))).mean((2, 3)))
 
 
+def zeros_as_channels(net: Net, x: Tensor) -> Tensor:
+    y = net.relu(net.stem(x))
+    return net.head(F.relu(net.a(y) + torch.cat((y, torch.zeros_like(y)), 1)).mean((2, 3)))
+
+
+def flat_bottleneck(net: Net, x: Tensor) -> Tensor:
+    h = net.a(net.relu(net.stem(x)).flatten(1))
+    return net.head(F.relu(net.b(F.relu(net.c(h))) + h))
+
+
+def one_channel_for_all(net: Net, x: Tensor) -> Tensor:
+    y = net.relu(net.stem(x))
+    z = torch.cat((F.relu(y + net.one(y)), F.relu(net.a(y))), 1)
+    return net.head(F.relu(net.c(z) + net.norm(net.one(net.a(y)))).mean((2, 3)))
+
+
+def names_of_functions(net: Net, x: Tensor) -> Tensor:
+    y = net.split(net.relu(net.stem(x)))
+    return net.head(F.relu(F.relu(net.a(y) * net.mul) + y + net.view).mean((2, 3)))
+
+
 NETWORKS = {
     "linear layers on channels-last maps": (tokens, {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)}),
     "BN after a linear layer of tokens": (normed_tokens, {"a": nn.Linear(64, 16), "norm": nn.BatchNorm1d(8)}),
@@ -148,6 +173,13 @@ NETWORKS = {
     "a module in place, called twice": (in_place_twice, {"a": conv(), "b": conv(), "fast": nn.ReLU(inplace=True)}),
     "calls that keep values flat": (flat_calls, {"a": conv(), "b": nn.Linear(512, 16), "c": nn.Linear(16, 8)}),
     "names with an underscore": (odd_names, {"a": conv(), "gain_": nn.Buffer(torch.full((8, 1, 1), 0.5))}),
+    "a shortcut with channels of zeros": (zeros_as_channels, {"a": nn.Conv2d(8, 16, 3, padding=1)}),
+    "flat bottlenecks without a bias": (flat_bottleneck, {
+        "a": nn.Linear(512, 6, bias=False), "b": nn.Linear(6, 6, bias=False), "c": nn.Linear(6, 6, bias=False)}),
+    "one channel that is added to all": (one_channel_for_all, {
+        "one": nn.Conv2d(8, 1, 1), "a": conv(), "c": nn.Conv2d(16, 8, 1, groups=8), "norm": nn.BatchNorm2d(1)}),
+    "names of functions": (names_of_functions, {
+        "split": conv(), "a": conv(), "mul": nn.Parameter(torch.full((8, 1, 1), 0.5)), "view": nn.Buffer(torch.ones(8, 1, 1))}),
     "linear bottlenecks": (bottleneck, {"shrink": nn.Conv2d(8, 4, 1), "expand": nn.Conv2d(4, 8, 1)}),
 }
 
@@ -184,6 +216,25 @@ def test_a_file_of_it_computes_the_same_for_any_number_of_images(net):
         assert found == pytest.approx(deploy(network, compile=False)(IMAGES).numpy(), abs=1e-5)
 
 
+@pytest.mark.parametrize("net", ["flat bottlenecks without a bias", "calls that keep values flat"], indirect=True)
+def test_a_neuron_of_one_s_own_fires_on_flat_values(net):
+    snn = to_spiking(fit_(quantize_(net, 3, 3), IMAGES), Neuron("leaky", leaky))
+    expected = deepcopy(snn).double()(IMAGES.double())
+    torch.testing.assert_close(deploy(snn, compile=False)(IMAGES).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_constant_for_each_image_has_no_place_in_a_file():
+    pytest.importorskip("onnx", reason="onnx is not installed")
+
+    def joined(net: Net, x: Tensor) -> Tensor:
+        y = F.relu(net.a(net.relu(net.stem(x))))
+        return net.head(F.relu(net.b(torch.cat((y, net.extra.expand(y.shape[0], 2, 8, 8)), 1))).mean((2, 3)))
+
+    snn = to_spiking(quantized(joined, a=conv(), b=nn.Conv2d(10, 8, 1), extra=nn.Parameter(torch.ones(1, 2, 1, 1))))
+    with pytest.raises(ValueError, match="expand is a constant of as many rows as there are images"):
+        network_file(snn, Path("network.onnx"), (3, 8, 8), {})
+
+
 @pytest.mark.parametrize("net", ["a view before the readout"], indirect=True)
 def test_a_program_for_torch_takes_any_number_of_images(net):
     snn = to_spiking(fit_(quantize_(net, 2, 2), IMAGES))
@@ -214,6 +265,38 @@ def test_each_spike_counts_once_whatever_stands_before_a_convolution():
                  lambda net, y: net.pool(y), lambda net, y: F.avg_pool2d(y, 2), lambda net, y: F.avg_pool2d(y, (2, 2))):
         layers = {"gain": nn.Buffer(torch.full((8, 1, 1), 0.3)), "shuffle": nn.ChannelShuffle(2), "pool": nn.AvgPool2d([2])}
         assert counted(same, **layers) == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("end", [
+    lambda net, y: net.pool(y).flatten(1), lambda net, y: net.pool(y).view(-1, 8), lambda net, y: net.pool(y).view(y.size(0), 8),
+    lambda net, y: net.pool(y)[:, :, 0, 0], lambda net, y: net.pool(y).squeeze(), lambda net, y: y.flatten(2).mean(-1),
+    lambda net, y: F.adaptive_avg_pool2d(y, 1).reshape(-1, 8), lambda net, y: y.mean((2, 3)),
+    lambda net, y: net.last(net.pool(y)).flatten(1) / 8,
+    lambda net, y: torch.cat((y.mean((2, 3)), net.c.expand(y.shape[0], 2)), 1)])
+def test_each_spike_counts_once_at_the_end(end):
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.head(end(net, F.relu(net.a(net.relu(net.stem(x)))))), a=conv(), pool=nn.AdaptiveAvgPool2d(1),
+              last=conv(1), c=nn.Parameter(torch.ones(1, 2)))
+    net(IMAGES)
+    ann = fit_(quantize_(net.eval(), 3, 3), IMAGES)
+    snn = to_spiking(ann)
+    spikes = sum(snn.advance(snn.graph.units[1], snn.advance(snn.graph.units[0], {INPUT: IMAGES}))["activation"].abs().flatten())
+    reached = 8 if any(node.target == "last" for node in ann.graph.readout.nodes) else 10
+    counted = operations(ann, deploy(snn, compile=False), IMAGES)[-1].acs
+    assert counted == pytest.approx((spikes / ann.activation("activation").threshold).item() * reached / len(IMAGES), rel=1e-4)
+
+
+def test_places_beside_the_image_count_for_no_spike():
+    pools = [nn.AvgPool2d(3, 1, 1, count_include_pad=whole) for whole in (True, False)]
+    found = [counted(lambda net, y: net.pool(y), pool=pool) for pool in (*pools, nn.AvgPool2d(3, 1, 1, divisor_override=2))]
+    assert found == pytest.approx([found[0]] * 3)
+    assert counted(lambda net, y: net.pool(y), pool=nn.AdaptiveAvgPool2d(2)) == pytest.approx(
+        counted(lambda net, y: net.pool(y), pool=nn.AvgPool2d(4)))
+
+
+def test_operations_of_a_function_with_a_weight_are_not_guessed():
+    with pytest.warns(UserWarning, match="weight keeps float"), pytest.raises(ValueError, match="conv2d, a function with a weight"):
+        counted(lambda net, y: F.conv2d(y, net.weight), weight=nn.Parameter(torch.ones(8, 8, 1, 1)))
 
 
 def test_a_transposed_convolution_reaches_its_output_padding():
@@ -331,6 +414,13 @@ def test_calibration_minds_what_is_subtracted_and_what_broadcasts():
         assert error(calibrate_rates_(snn, ann, IMAGES, rounds=10)) < before
 
 
+def test_one_channel_for_all_is_calibrated():
+    ann = quantized(NETWORKS["one channel that is added to all"][0], **deepcopy(NETWORKS["one channel that is added to all"][1]))
+    snn = calibrate_rates_(to_spiking(ann, "unsigned"), ann, IMAGES)
+    expected = deepcopy(snn).double()(IMAGES.double())
+    torch.testing.assert_close(deploy(snn, compile=False)(IMAGES).double(), expected, rtol=0, atol=1e-5)
+
+
 def test_layer_wise_tuning_skips_a_unit_that_has_nothing_to_learn():
     ann = quantized(lambda net, x: net.head(F.relu(net.a(F.relu(2 * net.relu(net.stem(x)) - 1))).mean((2, 3))), a=conv())
     data = [(IMAGES, torch.arange(6))]
@@ -372,6 +462,37 @@ def test_weights_of_two_layers_that_are_one_are_refused_and_buffers_are_not():
     ann = fit_(quantize_(tied, 2, 2), IMAGES)
     with pytest.raises(ValueError, match="b is part of activation and of activation_2"):
         finetune(to_spiking(ann), ann, data, data)
+
+
+def test_a_time_step_before_the_first_spikes_is_sound():
+    ann = quantized(lambda net, x: net.head(F.relu(net.norm(net.a(net.relu(net.stem(x))))).mean((2, 3))), a=conv(),
+                    norm=nn.BatchNorm2d(8))
+    with torch.no_grad():
+        ann.activation("relu").threshold.copy_(1.1 * ann.layer("stem")(IMAGES).max())  # no spike in the first step
+    tuned = ThroughTime(to_spiking(ann, "unsigned", start=0))
+    tuned.settle_(IMAGES)
+    variance = tuned.finished().layer("norm").running_var
+    assert not variance[0].any()
+    check_values(tuned.snn)
+    with torch.no_grad():
+        variance.zero_()
+    with pytest.raises(ValueError, match="norm has the variance 0 in channel 0"):
+        check_values(tuned.snn)
+
+
+def test_bn_of_other_steps_is_not_tuned_in_part():
+    ann = quantized(lambda net, x: net.head(F.relu(net.norm(net.a(net.relu(net.stem(x))))).mean((2, 3))), a=conv(),
+                    norm=nn.BatchNorm2d(8))
+    give_steps_(ann, {ann.layer("norm"): 3})
+    ThroughTime(to_spiking(ann))
+    with pytest.raises(ValueError, match="BN of 3 time steps and runs 2"):
+        ThroughTime(to_spiking(ann, steps=2))
+
+
+def test_a_rate_network_leaves_the_ann_as_it_is():
+    ann = quantized(lambda net, x: net.head(F.relu(net.a(net.relu(net.stem(x)))).mean((2, 3))), a=conv())
+    RateNetwork(to_spiking(ann))
+    assert all(parameter.requires_grad for parameter in ann.parameters())
 
 
 @pytest.mark.parametrize(("norm", "named"), [

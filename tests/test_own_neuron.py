@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import report
 import snn
 import snn_ft
 from quant import fit_, quantize_
-from snn_layers import NEURONS, Neuron, calibrate_rates_, checked, deploy, integrate_and_fire, spikes, to_spiking
+from quant import functional as quantizers
+from snn_layers import NEURONS, IFNeuron, Neuron, calibrate_rates_, checked, deploy, integrate_and_fire, spikes, to_spiking
+from snn_layers.deployment import units
+from snn_layers.export import network_file
 from snn_layers.native import calls
 from utils.checkpoints.checkpoint import network_state, save_checkpoint
 from utils.errors import UserError
@@ -86,6 +90,41 @@ def test_an_edited_equation_is_fired_and_not_the_fused_pass_of_the_old_one(small
     torch.testing.assert_close(deployed(IMAGES), copy.deepcopy(network).double()(IMAGES.double()).float())
 
 
+def test_an_edited_equation_is_not_lost_in_a_file(small):
+    """A file would hold the fused pass, which fires as the old equation."""
+    network = to_spiking(small, Neuron("signed", edited, True))
+    with pytest.raises(ValueError, match="an equation of one's own, which no fused pass computes"):
+        network_file(network, Path("network.pt2"), (3, 9, 7), {})
+
+
+def test_an_edited_quantizer_is_computed_and_not_the_fused_pass_of_the_old_one(small, monkeypatch):
+    assert not deploy(small, compile=False).plain
+    floors = quantizers._ActivationQuantization
+    monkeypatch.setattr(floors, "forward", staticmethod(lambda ctx, x, threshold, steps: (
+        (x / threshold).clamp(0, 1).mul(steps).floor() * threshold / steps)))
+    units._rounds.cache_clear()
+    deployed, expected = deploy(small, compile=False), copy.deepcopy(small).double()(IMAGES.double()).float()
+    units._rounds.cache_clear()
+    assert deployed.plain
+    torch.testing.assert_close(deployed(IMAGES), expected)
+
+
+@pytest.mark.parametrize(("kind", "named"), [
+    (lambda current, threshold, **how: leaky(current, threshold, **how) > 0, "spikes of bool: return them in the type of"),
+    (lambda current, threshold, **how: leaky(current, threshold, **how).int(), "spikes of int32: return them in the type of")])
+def test_spikes_of_another_type_are_refused(kind, named):
+    with pytest.raises(ValueError, match=named):
+        checked(Neuron("typed", kind))
+
+
+def test_spikes_that_share_memory_are_taken():
+    def same(current: torch.Tensor, threshold: torch.Tensor, delay: int = 0, start: float = 0.5) -> torch.Tensor:
+        return (current.sum(0) > threshold).to(current.dtype).expand_as(current)
+
+    neuron = IFNeuron(torch.nn.Parameter(torch.tensor(2.0)), 3, checked(Neuron("same", same)))
+    assert neuron(torch.ones(6, 4)).tolist() == [[2.0] * 4] * 6
+
+
 def test_cpp_that_fires_differently_is_not_used(small, monkeypatch):
     """The fused pass and the equation agree, as if passes.cpp alone had been edited, or forgotten."""
     kind = Neuron("signed", lambda *given, **how: integrate_and_fire(*given, **how), True)
@@ -132,7 +171,7 @@ def test_the_command_line_takes_a_neuron_from_a_file(digits, tmp_path, capsys):
     assert tuned["directory"] == tmp_path / f"{TINY_RUN}_2bit_ft_global_leaky_test"
     assert tuned["neuron"] == "leaky"
     again = ["-e", "--init", str(tuned["directory"] / "model_best.pth.tar")]
-    said = "was tuned for leaky neurons: --neuron FILE.py:leaky"
+    said = "was tuned with --neuron FILE.py:leaky: that scores it"
     snn.main([*digits, *again])
     assert said not in capsys.readouterr().err
     snn.main([*digits[:-2], *again])

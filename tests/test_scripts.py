@@ -280,7 +280,20 @@ def test_global_tuning_lifts_the_spiking_network(result, tmp_path, teacher, caps
     assert "optimizer" in read_checkpoint(tuned["directory"] / "checkpoint.pth.tar")
     for neuron, said in (["-u"], False), ([], True):  # signed neurons would spoil what unsigned ones have learned
         snn.main([*SMALL, "--bit", "2", "-e", "-t", *neuron, "--init", str(tuned["directory"] / "model_best.pth.tar")])
-        assert ("was tuned for unsigned neurons: --neuron unsigned" in capsys.readouterr().err) is said
+        assert ("was tuned with --neuron unsigned: that scores it" in capsys.readouterr().err) is said
+
+
+@pytest.mark.parametrize(("tuned", "flags", "others"), [
+    ({"neuron": "signed", "delay": 0, "start": 0.5, "steps": 3}, [], ""),
+    ({"neuron": "signed", "delay": 0}, [], ""),  # of earlier versions
+    ({}, ["-u"], ""),
+    ({"neuron": "unsigned", "delay": 2, "start": 0.5, "steps": 3}, ["-u"], "--delay 2"),
+    ({"neuron": "unsigned", "delay": 2, "start": 0.0, "steps": 3}, ["-u", "--delay", "2", "--start", "0"], ""),
+    ({"neuron": "unsigned", "delay": 0, "start": 0.5, "steps": 3}, ["--start", "0", "--steps", "2"],
+     "--neuron unsigned --start 0.5 --steps 3"),
+    ({"neuron": "leaky", "delay": 0, "start": 0.5, "steps": 2}, [], "--neuron FILE.py:leaky --steps 2")])
+def test_flags_that_differ_from_those_of_a_tuning_are_told(tuned, flags, others):
+    assert loading.other_neurons(snn.parse(["-a", "resnet20", "--bit", "2", *flags]).spiking, tuned, 2) == others
 
 
 def test_global_tuning_that_harms_says_so(result, tmp_path, capsys):

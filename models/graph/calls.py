@@ -49,7 +49,9 @@ def plain_kind(module: nn.Module) -> type[nn.Module]:
 
 
 def call_name(node: fx.Node) -> str:
-    """Return what a node calls, as written: "conv2d", "view", or the module's name."""
+    """Return the name of the function or method that a node calls: "conv2d", "view"; empty for another node."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

@@ -31,6 +31,10 @@ class Flow:
             if node.op == "placeholder" or (node not in self.size and any(source in varying for source in node.all_input_nodes)):
                 varying.add(node)
         self.constant = {node for node in self.nodes if node not in varying and node not in self.size}
+        self.sized: set[fx.Node] = set()  # constants made of the size of a value
+        for node in (node for node in self.nodes if node in self.constant):
+            if any(source in self.size or source in self.sized for source in node.all_input_nodes):
+                self.sized.add(node)
         self.acts = [node for node in self.nodes if node in varying and isinstance(called(node, root), ACTIVATIONS)]
         tensors = [node for node in self.nodes if node in varying]
         for node in tensors:

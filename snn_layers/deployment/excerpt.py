@@ -55,3 +55,8 @@ def baked(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     if quantizer is not None:
         copy.weight = nn.Parameter(quantizer(layer.weight.detach().double()).to(dtype), False)
     return copy
+
+
+def movers(snn: Network, unit: Part) -> nn.Module:
+    """Return the layers of a unit that move spikes, without those that learn."""
+    return tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})

@@ -125,3 +125,10 @@ def fits_bytes(layer: nn.Module) -> bool:
     """Return whether the weights are integers within ±127 times a step."""
     quantizer = getattr(layer, "weight_quantizer", None)
     return isinstance(quantizer, APoTWeight) and quantizer.denominator <= LARGEST
+
+
+def on_places(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a Conv2d to x [B, C, H, W]; one made of a linear layer or a Conv1d also to x [B, C] or [B, C, L]."""
+    if isinstance(conv, nn.Identity) or x.dim() == 4:
+        return conv(x)
+    return conv(x[:, :, None]).squeeze(2) if x.dim() == 3 else conv(x[:, :, None, None]).flatten(1)

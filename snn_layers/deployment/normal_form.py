@@ -33,7 +33,7 @@ def normal_form(snn: Network, unit: Part, channels: dict[str, int]) -> Affine | 
     if found is None or not any(term.weight is not None for term in found.terms):
         return None
     # Max-pooling commutes with one scale and bias, not with several.
-    if pools and (len(found.terms) > 1 or found.bias.dim() == 2):
+    if found.spreads or (pools and (len(found.terms) > 1 or found.bias.dim() == 2)):
         return None
     if any(moving(snn.graph.flow, term.piece.chain, dict(term.piece.windows)) is None for term in found.terms):
         return None

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from models import Network, Part, moving, repeat_over_time
 
-from .integer import Geometry
+from .excerpt import movers
+from .integer import Convolution, Geometry, on_places
 from .terms import Affine, along_channels
-from .units import Convolution, PlainNeuron, exact_neuron, movers, on_places
+from .units import PlainNeuron, exact_neuron
 
 
 class SummingUnit(nn.Module):

@@ -83,6 +83,12 @@ class Affine:
         """Return whether bytes hold the values up to `largest` that average pooling adds up, and float32 the terms."""
         return all(term.piece.total * largest <= 2 * MOST and term.exact(largest) for term in self.terms)
 
+    @property
+    def spreads(self) -> bool:
+        """Return whether a term of one channel may be added to all channels of another."""
+        widths = {term.piece.channels if term.weight is None else len(term.weight) for term in self.terms}
+        return 1 in widths and len(widths) > 1
+
     def times(self, factor: Tensor | float) -> "Affine":
         """Return the product with a number or with one for each channel."""
         return Affine(tuple(replace(term, scale=term.scale * factor) for term in self.terms), self.bias * factor)
@@ -118,7 +124,7 @@ def normalization(bn: nn.Module) -> tuple[Tensor, Tensor]:
 
 def along_channels(constants: Tensor, x: Tensor) -> Tensor:
     """Return constants [..., C] or [] with an axis of 1 for each axis of places of x [N, C, ...]."""
-    return constants.view(*constants.shape, *[1] * (x.dim() - 2))
+    return constants.view((*constants.shape, *[1] * (x.dim() - 2)))
 
 
 def pads_zeros(node: fx.Node, piece: Piece) -> bool:

@@ -6,14 +6,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from models import INPUT, Network, Part, moving, tree
+from models import INPUT, Network, Part, moving
 
 from ..functional import RETRACTION
 from ..native import calls
-from ..neuron import IFNeuron, Neuron
-from .excerpt import Excerpt
+from ..neuron import IFNeuron, Neuron, levels
+from .excerpt import Excerpt, movers
 from .fused import SMALLEST, FusedNeuron, fire, fire_levels, neuron_constants
-from .integer import Convolution
+from .integer import Convolution, on_places
 from .terms import Affine, along_channels
 
 
@@ -52,7 +52,7 @@ class PlainNeuron(FusedNeuron):
 def fuses(neuron: IFNeuron) -> bool:
     """Return whether the fused pass fires as the neuron's equation does, and so does the same in C++."""
     if neuron.kind.most > 1:
-        return True
+        return _rounds(neuron.kind.most)
     return neuron.kind.signed is not None and _agrees(neuron.kind, neuron.time_steps, neuron.delay, neuron.start)
 
 
@@ -65,6 +65,18 @@ def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
     how = current, None, float64_constants(plain), time_steps, kind.signed, delay, 0, torch.float64, start
     expected = plain.spike_train(current.flatten(0, 1))
     return all(found is None or torch.equal(found, expected) for found in (fire(*how), calls.fire(*how)))
+
+
+@lru_cache
+@torch.no_grad()
+def _rounds(most: int) -> bool:
+    """Compare the fused pass of levels with the quantized ReLU on random currents in float64."""
+    current = most * torch.randn(1, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    how = current, None, torch.stack((one, 0 * one)).view(2, 1, 1), torch.stack((one, *[0 * one] * 3)).view(4, 1, 1), most, 0
+    expected = levels(most).equation(current, one)
+    return all(found is None or torch.equal(found, expected)
+               for found in (fire_levels(*how, torch.float64), calls.fire_levels(*how, torch.float64)))
 
 
 def float64_constants(neuron: IFNeuron, current: Tensor | None = None) -> Tensor:
@@ -141,18 +153,6 @@ def share_current_(first: nn.Module, second: nn.Module) -> None:
         return kept.pop()[1] if kept and kept[0][0] is images else compute(images)
 
     first.current, second.current = computed, taken
-
-
-def movers(snn: Network, unit: Part) -> nn.Module:
-    """Return the layers of a unit that move spikes, without those that learn."""
-    return tree({path: snn.layer(path) for path in unit.modules() if not snn.layer(path).state_dict()})
-
-
-def on_places(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply a Conv2d to x [B, C, H, W]; one made of a linear layer or a Conv1d also to x [B, C] or [B, C, L]."""
-    if isinstance(conv, nn.Identity) or x.dim() == 4:
-        return conv(x)
-    return conv(x[:, :, None]).squeeze(2) if x.dim() == 3 else conv(x[:, :, None, None]).flatten(1)
 
 
 class SpikingUnit(nn.Module):

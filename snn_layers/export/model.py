@@ -1,7 +1,7 @@
 """A network as an ONNX model."""
 
-
 import onnx
+import torch
 from onnx import helper
 from torch import Tensor
 
@@ -23,6 +23,11 @@ def onnx_model(network: Exported, images: Tensor, metadata: dict[str, str]) -> o
         ValueError: an operator without a counterpart; names the operator and its unit.
     """
     nodes, constants, outputs = record(network, images, OPERATORS)
+    if sized := sorted(node.name for node in network.deployed.graph.flow.sized):
+        _, others, _ = record(network, torch.cat((images, images)), OPERATORS)
+        if [constant.dims for constant in constants] != [constant.dims for constant in others]:
+            raise ValueError(f"{sized[0]} is a constant of as many rows as there are images, which no file can hold: add it to a "
+                             "value, which has them")
     nodes, constants = used(nodes, constants, set(outputs))
     takes = helper.make_tensor_value_info("images", TYPES[images.dtype], ["batch", *images.shape[1:]])
     gives = [helper.make_tensor_value_info(name, TYPES[x.dtype], shape(name, x, len(images))) for name, x in outputs.items()]

@@ -115,12 +115,14 @@ def exported(network: Network) -> Exported:
     """Return a quantized or a spiking network as files hold it; it shares no tensor that training changes.
 
     Raises:
-        ValueError: a float network, or an ANN with BN of each time step.
+        ValueError: a float network, an ANN with BN of each time step, or neurons whose equation no fused pass computes.
     """
     spiking = network.neuron is not None
     if not spiking:
         network = to_levels(network)
     deployed = Deployed(network, ByteConvolution(int(network.neuron == "signed"), rounds=spiking), None, False, summing=False)
+    if deployed.plain:
+        raise ValueError("neurons run by an equation of one's own, which no fused pass computes: a file cannot hold them")
     for unit in deployed.body:
         if isinstance(unit, ExactUnit):  # it checks the images for NaN, and a file cannot
             unit.inputs = tuple("" if name == INPUT else name for name in unit.inputs)

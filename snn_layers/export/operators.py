@@ -160,6 +160,11 @@ def where(r: Recorder, out: Tensor, condition: Tensor, a: Tensor, b: Tensor) -> 
     return r.node("Where", r.value(condition), r.value(a, out.dtype), r.value(b, out.dtype))
 
 
+def zeros_like(r: Recorder, out: Tensor, x: Tensor, **_: Any) -> str:
+    """Return zeros of the shape of x."""
+    return r.node("Mul", r.value(x, out.dtype), r.value(torch.zeros((), dtype=out.dtype)))
+
+
 SAME = ("alias", "clone", "detach", "contiguous", "lift_fresh", "dropout", "positive")
 RESHAPED = ("view", "_unsafe_view", "reshape", "squeeze", "_reshape_alias", "flatten", "unflatten")
 ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
@@ -191,5 +196,5 @@ OPERATORS: dict[str, Operator] = {
     "cat": concatenate, "stack": stack, "split": split, "split_with_sizes": split, "unbind": unbind, "where": where,
     "mean": reduction("ReduceMean"), "sum": reduction("ReduceSum"), "amax": reduction("ReduceMax"), "cumsum": cumulative,
     "mm": matrix_product, "bmm": matrix_product, "addmm": affine, "constant_pad_nd": pad, "convolution": convolution,
-    "avg_pool2d": average_pool,
+    "avg_pool2d": average_pool, "zeros_like": zeros_like,
     "native_channel_shuffle": shuffle, "channel_shuffle": shuffle, "pixel_shuffle": pixel_shuffle}

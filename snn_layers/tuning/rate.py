@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models import INPUT, Network, Part, Values, live, mean_over_time
 from quant import replace_activation, shifted
 
+from ..convert import own_parameters_
 from ..deployment.deploy import deploy
 from ..step_norm import refuse_steps
 
@@ -58,6 +59,8 @@ def unit_rate(snn: Network, unit: Part, means: Values, spike_rate: Tensor) -> tu
 class RateNetwork(nn.Module):
     """A spiking network for a training loop. BN statistics and thresholds stay, so it is always in eval mode.
 
+    The network is changed in place: it gets parameters of its own.
+
     Args:
         snn: the network that is trained.
         deployed: its deployment, made anew in each step, fires the spikes; otherwise the plain layers do.
@@ -70,6 +73,7 @@ class RateNetwork(nn.Module):
     def __init__(self, snn: Network, deployed: bool = True, compile: bool = True):
         super().__init__()
         refuse_steps(snn)
+        own_parameters_(snn)
         self.snn, self.deployed, self.compile = snn.eval(), deployed, compile
         for _, neuron in snn.units():
             neuron.threshold.requires_grad_(False)

@@ -12,7 +12,7 @@ from quant import swap_
 from ..calibrate import CHUNK
 from ..convert import own_parameters_
 from ..neuron import IFNeuron
-from ..step_norm import StepNorm, give_steps_
+from ..step_norm import StepNorm, give_steps_, norm_steps
 from .surrogate import SURROGATES, fire_through_time
 
 NORMS = ("step", "shared", "frozen")
@@ -70,7 +70,7 @@ class ThroughTime(nn.Module):
         snn: the network that is trained.
 
     Raises:
-        ValueError: an unknown norm or surrogate, or BN that cannot learn the statistics of the spikes.
+        ValueError: an unknown norm or surrogate, BN that cannot learn the statistics of the spikes, or BN of other steps.
     """
 
     def __init__(self, snn: Network, config: TimeConfig | None = None):
@@ -82,6 +82,8 @@ class ThroughTime(nn.Module):
         self.snn, self.frozen = snn, config.norm == "frozen"
         if any(neuron.kind.signed is None for _, neuron in snn.units()):
             raise ValueError(f"{snn.neuron} neurons have no surrogate: tuning through time takes signed and unsigned ones")
+        if (own := norm_steps(snn)) not in (None, snn.time_steps):
+            raise ValueError(f"the network has BN of {own} time steps and runs {snn.time_steps}: convert it with all its steps")
         if not self.frozen:
             refuse_norms(snn)
         own_parameters_(snn)

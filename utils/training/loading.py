@@ -8,8 +8,8 @@ from typing import Any
 
 import models
 from models import Network
-from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_
-from snn_layers import NEURONS, Deployed, LayerMonitor, calibrate_rates_, deploy, neuron_of, norm_steps, to_spiking
+from quant import FLOAT_BITS, fit_, learn_, outputs, quantize_, time_steps
+from snn_layers import HALF, NEURONS, Deployed, LayerMonitor, calibrate_rates_, deploy, neuron_of, norm_steps, to_spiking
 from snn_layers.deployment.units import share_current_
 
 from ..checkpoints.checkpoint import BEST, load_network, network_state, read_checkpoint, refuse_unnamed, restore_network, untuned
@@ -84,11 +84,18 @@ def load_quantized(settings: Settings, data: Data, learns: bool = False) -> tupl
     network = data.placed(network)
     if "finetune" not in contents:
         return network, network, None
-    tuned_for = contents["finetune"].get("neuron")
-    if tuned_for is not None and tuned_for != settings.spiking.neuron.rpartition(":")[2] and not learns:
-        own = "FILE.py:" * (tuned_for not in NEURONS)
-        print(f"{init_path(run)} was tuned for {tuned_for} neurons: --neuron {own}{tuned_for} scores it as such", file=sys.stderr)
+    if not learns and (other := other_neurons(settings.spiking, contents["finetune"], run.bit)):
+        print(f"{init_path(run)} was tuned with {other}: that scores it as such", file=sys.stderr)
     return network, data.placed(original(run, data, network, learns) or network), contents["finetune"]
+
+
+def other_neurons(how: SpikeSettings, tuned: dict[str, Any], bit: int) -> str:
+    """Return the flags with which a network is scored as it was tuned, as far as they are others; empty if there are none."""
+    name, full = tuned.get("neuron"), time_steps(bit)
+    ours = {"neuron": how.neuron.rpartition(":")[2], "delay": how.delay, "start": how.start, "steps": how.steps or full}
+    theirs = {"delay": 0, "start": HALF, "steps": full, **tuned}
+    flags = {"neuron": f"{'FILE.py:' * (name not in NEURONS)}{name}", **{flag: f"{theirs[flag]:g}" for flag in list(ours)[1:]}}
+    return " ".join(f"--{flag} {flags[flag]}" for flag in ours if theirs.get(flag) not in (None, ours[flag]))
 
 
 def fitted(settings: Settings, data: Data) -> Network:

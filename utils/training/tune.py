@@ -16,7 +16,6 @@ from snn_layers import (
     TunedUnit,
     UnitProgress,
     finetune,
-    own_parameters_,
     refuse_norms,
     refuse_shared_weights,
     stored_bytes,
@@ -82,7 +81,6 @@ def layerwise(settings: Settings, session: Session) -> None:
 
 def globally(settings: Settings, session: Session) -> None:
     """Train the whole network, spikes forward and rates backward; see `as_a_whole`."""
-    own_parameters_(session.snn)
     compile = loading.compiles(session.snn, session.batches, settings.run)
     as_a_whole(settings, session, RateNetwork(session.snn, not settings.spiking.reference, compile))
 
