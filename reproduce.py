@@ -50,6 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.networks and args.table not in (None, "ablation", "conversion", "latency"):
         raise UserError(f"--networks {args.networks}: the table {args.table} measures trainings; leave it out")
+    if args.networks and args.networks.is_file():
+        raise UserError(f"--networks {args.networks}: is a file; name the directory of the files {{arch}}_{{bit}}bit.pth.tar")
     if args.networks and args.epochs_scale < 1:
         raise UserError(f"--networks {args.networks}: nothing is trained; leave --epochs-scale out")
     if args.networks and args.table not in (None, "conversion") and (args.amp or args.compile):
@@ -106,7 +108,8 @@ def print_plan(rows: list[Row], plan: Plan, known: list[Result]) -> None:
         state = f"{len(lacks)} runs, {duration(plan.minutes(lacks))}" if lacks else "measured"
         state = "its network is not here" if row.name in plan.lost else state
         old = before.get(row.key)
-        result = "" if old is None else f"{old.mean:.2f} % ({old.epochs}{' epochs' * old.epochs[:1].isdigit()})"
+        epochs, *recipe = (old.epochs if old else "").split(",")
+        result = "" if old is None else f"{old.mean:.2f} % ({','.join([epochs + ' epochs' * epochs[:1].isdigit(), *recipe])})"
         found = PUBLISHED.get((row.networks.dataset, *row.key))
         published = markdown.NONE_PUBLISHED if found is None else f"{found.accuracy:.2f} %"
         print(f"{row.name:<{width}}{state:>28}   {result:<36}{published}")
@@ -160,6 +163,10 @@ def work(table: str, rows: list[Row], chosen: list[Row], args: argparse.Namespac
         if plan.lost:
             print(plan.remedy)
         return known
+    for stage in plan.missing:
+        if stage.init and args.study not in stage.init.parents and not stage.init.is_file():
+            flag = "--networks DIR" if args.networks else "--float FILE"
+            raise UserError(f"{stage.init} does not exist: {flag} names another place")
     for number, stage in enumerate(plan.missing, start=1):
         print(f"\n{number}/{len(plan.missing)} {stage.name}", flush=True)
         stages.run(stage, args.study)

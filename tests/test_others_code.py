@@ -20,9 +20,12 @@ import snn
 import snn_ft
 from models import Network
 from quant import QuantConv2d, quantize_
-from utils.checkpoints.checkpoint import BEST, load_network, read_checkpoint
+from utils.checkpoints.checkpoint import BEST, LAST, load_network, read_checkpoint, save_checkpoint, untuned
+from utils.checkpoints.light import lighten
+from utils.checkpoints.rundir import PAGES
 from utils.data.cifar import load_images
 from utils.data.image_files import list_images
+from utils.data.imagenet_torchvision import Images
 from utils.data.splits import Data
 from utils.distributed.processes import Place
 from utils.errors import UserError
@@ -327,6 +330,10 @@ def test_images_of_16_bits_keep_their_upper_8(folder):
     assert torch.equal(image, torch.from_numpy(values // 256).to(torch.uint8).expand(3, -1, -1))
 
 
+    image, _ = Images(list_images(folder / "train"), augment=False, seed=0)[0]
+    assert len(image.unique()) > 100
+
+
 def test_images_of_other_kinds_are_not_passed_over(folder):
     Image.new("RGB", (32, 32)).save(folder / "train" / "a" / "1.webp")
     (folder / "train" / "a" / "notes.txt").write_text("")
@@ -363,8 +370,71 @@ def test_a_network_that_was_trained_anew_is_not_the_ann_of_an_older_tuning(few, 
     assert "is no longer the network that" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is no longer the network that.*tuning learns from it"):
         snn_ft.main([*flags, "--method", "global", "--init", str(tuned), "--result", str(tmp_path / "again")])
-    report.main([str(tuned.parent), "--images", "16", "--output", str(tmp_path / "page.html")])
-    assert "is no longer the network that" in (tmp_path / "page.html").read_text()
+    for run in (tuned.parent, tmp_path / "resnet20_2bit"):
+        report.main([str(run), "--images", "16", "--output", str(tmp_path / "page.html")])
+        page = (tmp_path / "page.html").read_text()
+        assert "is no longer the network that" in page
+        assert ("signed, global" in page) is (run == tuned.parent)
+
+
+def test_the_file_beside_a_tuned_one_is_its_start_whatever_lies_where_it_was(tmp_path):
+    elsewhere = tmp_path / "run" / BEST
+    elsewhere.parent.mkdir()
+    tuned, beside = (tmp_path / f"net{suffix}.pth.tar" for suffix in ("_ft", ""))
+    contents = {"format": 1, "arch": "resnet20", "bit": 2, "finetune": {}, "args": {"init": str(elsewhere)}}
+    save_checkpoint(tuned, contents)
+    save_checkpoint(elsewhere, {})
+    assert untuned(tuned) == elsewhere
+    save_checkpoint(beside, {})
+    assert untuned(tuned) == beside
+
+
+@pytest.fixture
+def tuning(few, tmp_path) -> list[str]:
+    """Return the flags of a finished tuning with its own normalisation, of two epochs and as a whole."""
+    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    main.main([*flags, "--epochs", "1", "--mean", ".4", ".4", ".4", "--std", ".2", ".2", ".2"])
+    how = [*flags, "--method", "global", "--check-images", "16"]
+    snn_ft.main([*how, "--epochs", "2", "--mean", ".5", ".5", ".5", "--std", ".3", ".3", ".3"])
+    return how
+
+
+def test_a_tuned_network_keeps_the_normalisation_that_it_was_tuned_with(tuning, tmp_path):
+    assert read_checkpoint(tmp_path / "resnet20_2bit_ft_global" / BEST)["mean"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("more", "named"), [
+    (["--epochs", "1"], "--epochs: the run in .* is finished"), (["--lr", "0.5"], "--lr: the run in .* is finished"),
+    (["--epochs", "3", "--calibrate", "16"], "--calibrate 16: the run in .* was calibrated on 0 images")])
+def test_flags_that_come_too_late_are_refused(tuning, tmp_path, more, named):
+    config = tmp_path / "resnet20_2bit_ft_global" / "config.json"
+    before = config.read_text()
+    with pytest.raises(UserError, match=named):
+        snn_ft.main([*tuning, "--resume", *more])
+    assert config.read_text() == before
+    assert snn_ft.main([*tuning, "--resume", "-b", "8"])["after"] >= 0  # scored again
+
+
+def test_a_lightened_tuning_does_not_go_on_without_its_momenta(tuning, tmp_path):
+    lighten(tmp_path / "resnet20_2bit_ft_global" / LAST)
+    with pytest.raises(UserError, match=r"has no momenta any more.*--overwrite"):
+        snn_ft.main([*tuning, "--resume", "--epochs", "3"])
+
+
+def test_calibration_takes_as_many_images_as_the_flag_says(few, tmp_path, capsys):
+    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    main.main([*flags, "--epochs", "1"])
+    snn_ft.main([*flags, "--method", "global", "--check-images", "16", "--tune-images", "16", "--calibrate", "24"])
+    assert "calibrated on 24 training images" in capsys.readouterr().out
+
+
+def test_a_new_run_leaves_no_page_of_the_old_one(few, tmp_path):
+    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    run = main.main([*flags, "--epochs", "1"])["directory"]
+    for page in PAGES:
+        (run / page).write_text("of the old run")
+    main.main([*flags, "--epochs", "1", "--overwrite"])
+    assert not any((run / page).exists() for page in PAGES)
 
 
 def test_checkpoints_of_other_tools_load_or_are_explained(tmp_path):

@@ -1,5 +1,6 @@
 """reproduce.py: the plan, what it refuses, and a table that is killed and goes on."""
 
+import hashlib
 import json
 import os
 import random
@@ -47,6 +48,11 @@ def test_the_plan_alone_runs_nothing(tmp_path, capsys, monkeypatch):
         reproduce.main([*places, "--table", "conversion", "--readme", str(tmp_path / "page.md")])
     with pytest.raises(UserError, match="measures trainings"):
         reproduce.main([*places, "--table", "cifar10", "--networks", "x"])
+    with pytest.raises(UserError, match=r"is a file; name the directory of the files \{arch\}_\{bit\}bit"):
+        reproduce.main([*places, "--table", "conversion", "--networks", str(tmp_path / "page.md")])
+    for table, flag in (("conversion", "--networks"), ("fast-from-float", "--float")):
+        with pytest.raises(UserError, match=f"nowhere.* does not exist: {flag} .* names another place"):
+            reproduce.main([*places, "--table", table, flag, "nowhere", "--rows", "2 bits, signed, converted"])
     with pytest.raises(UserError, match="--float x: the table fast trains its float network"):
         reproduce.main([*places, "--table", "fast", "--float", "x"])
     with pytest.raises(UserError, match="the fast recipe has epochs of its own"):
@@ -77,6 +83,24 @@ def test_figures_without_their_network_are_told_from_the_plan_on(tmp_path, monke
     assert [result.method for result in table_file.read(tmp_path / "table_cifar10.json")] == ["trained"]
     conversion.init.parent.mkdir()
     conversion.init.write_bytes(b"network")
+    assert Plan([row], tmp_path).lost == {}
+
+
+def test_a_teacher_that_is_gone_is_told_from_the_plan_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "probe", lambda *_: Speed(1, 1))
+    row = next(row for row in rows_of("fast", [0], Path("data"), tmp_path) if row.name == "resnet20, 3 bits, ANN, trained")
+    trained, first, second = row.chains[0]
+    digest = hashlib.sha256(b"network").hexdigest()[:16]
+    for stage in (trained, first):
+        (tmp_path / stage.name).mkdir(parents=True)
+        start, teacher = (None if file is None else digest for file in (stage.init, stage.teacher))
+        record = {"flags": list(stage.flags), "start": start, "teacher": teacher, "revision": "r", "result": {}}
+        (tmp_path / stage.name / stages.RECORD).write_text(json.dumps(record))
+    second.init.parent.mkdir()
+    second.init.write_bytes(b"network")
+    assert Plan([row], tmp_path).lost == {row.name: [trained]}
+    second.teacher.parent.mkdir()
+    second.teacher.write_bytes(b"network")
     assert Plan([row], tmp_path).lost == {}
 
 

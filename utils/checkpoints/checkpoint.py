@@ -130,17 +130,17 @@ def untuned(path: Path) -> Path:
 def tunings(path: Path) -> tuple[list[dict[str, Any]], Path]:
     """Return the contents of a tuned checkpoint and of those that it was tuned from, in order, and the path where they started.
 
-    A tuning started from the file of --init, or else from the run beside it; a moved file X_ft.pth.tar from X.pth.tar beside
-    it. A file that names itself, or one made from it, as its start is taken for the start.
+    A tuning started from the file of --init, or else from the run beside it; a moved file X_ft.pth.tar from X.pth.tar, if that is
+    beside it. A file that names itself, or one made from it, as its start is taken for the start.
     """
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     while path.is_file() and path not in seen and "finetune" in (contents := read_checkpoint(path)):
         seen.add(path)
         found.insert(0, contents)
-        start = recorded(contents).get("init")
-        if path.name != BEST and not (start and Path(start).is_file()):
-            path = path.with_name(path.name.split("_ft")[0] + SUFFIX)
+        start, beside = recorded(contents).get("init"), path.with_name(path.name.split("_ft")[0] + SUFFIX)
+        if path.name != BEST and (beside.is_file() or not (start and Path(start).is_file())):
+            path = beside
         else:
             path = Path(start) if start else path.parent.parent / run_name(contents["arch"], contents["bit"]) / BEST
     return found, path

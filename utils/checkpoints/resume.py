@@ -148,6 +148,8 @@ def check_same_neurons(settings: Settings, contents: dict[str, Any], path: Path)
         raise UserError(f"--delay {how.delay}: the run in {path} has delay {delay}")
     if how.start != start:
         raise UserError(f"--start {how.start:g}: the run in {path} starts at {start:g} thresholds")
+    if how.calibrate != (count := recorded(contents).get("calibrate") or 0):
+        raise UserError(f"--calibrate {how.calibrate}: the run in {path} was calibrated on {count} images")
     if settings.tuning.norm != (norm := recorded(contents).get("norm")):
         raise UserError(f"--norm {settings.tuning.norm}: the run in {path} has --norm {norm}")
 

@@ -21,7 +21,7 @@ from .checkpoint import BEST, LAST, read_checkpoint, recorded, revision, run_nam
 from .lock import check_held, writing
 
 CONFIG, LOG = "config.json", "log.jsonl"
-FILES = (LAST, BEST, CONFIG, LOG)
+FILES, PAGES = (LAST, BEST, CONFIG, LOG), ("report.html", "report.json")  # of a run; of report.py about it
 # Other values of these change nothing when a run goes on, so that they are not mentioned.
 SILENT = {"resume", "init", "init_bit", "overwrite", "start_epoch", "pretrained", "local_rank", "directories", "data", "result",
           "device", "evaluate"}
@@ -81,6 +81,7 @@ class RunDirectory:
 
     Attributes:
         file, contents: the checkpoint with which the run goes on, and its contents; None and empty for a new run.
+        changed: the settings that are others than before.
 
     Raises:
         UserError: the directory holds a run and the flags say neither --resume nor --overwrite, there is no run to go on with,
@@ -97,6 +98,7 @@ class RunDirectory:
             print(f"started again: going on with {self.path}", file=sys.stderr)
         self.file = last if self.restarted or run.resume == Path() else run.resume
         self.contents: dict[str, Any] = {}
+        self.changed: list[str] = []
         if self.file == last and not last.exists():
             raise UserError(f"--resume: {last} does not exist, there is no run to go on with; leave --resume out")
         if self.file is not None:
@@ -136,10 +138,9 @@ class RunDirectory:
         before = recorded(self.contents)
         settings = read(before)
         now = plain(settings)
-        if self.writes:
-            for name in sorted(before.keys() & now.keys() - SILENT):
-                if now[name] != before[name]:
-                    print(f"resumed with --{name.replace('_', '-')} {now[name]}; it was {before[name]}", file=sys.stderr)
+        self.changed = sorted(name for name in before.keys() & now.keys() - SILENT if now[name] != before[name])
+        for name in self.changed if self.writes else ():
+            print(f"resumed with --{name.replace('_', '-')} {now[name]}; it was {before[name]}", file=sys.stderr)
         start = settings.run.init or (Path(before["init"]) if before.get("init") else None)
         return replace(settings, run=replace(settings.run, init=start, resume=self.file, overwrite=False))
 
@@ -155,8 +156,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_parts(self.path, FILES)
-            old = () if self.contents else (*(self.path / name for name in FILES), *self.path.glob("events.out.tfevents*"))
-            for file in old:
+            old = [self.path / name for name in (*FILES, *PAGES)] + list(self.path.glob("events.out.tfevents*"))
+            for file in () if self.contents else old:
                 file.unlink(missing_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
             config = {"settings": simple(settings), "revision": revision(), "versions": versions, "launchers": began}

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..distributed.processes import Place
 from ..errors import UserError
@@ -48,8 +51,8 @@ def list_images(folder: Path) -> ImageFiles:
         found = sorted(file for file, suffix in files.items() if suffix in SUFFIXES)
         others = sorted(file for file, suffix in files.items() if suffix in OTHERS)
         if others:
-            raise UserError(f"{others[0]} is no .JPEG, .jpg or .png, nor are {len(others) - 1} more of its folder: convert or "
-                            "remove them")
+            raise UserError(f"{others[0]} is no .JPEG, .jpg or .png: convert the {len(others)} such files of its folder, or remove "
+                            "them")
         if not found:
             raise UserError(f"{folder / name} has no .JPEG, .jpg or .png: unpack this class again, or remove its folder")
         paths += found
@@ -111,3 +114,12 @@ def damage(path: str) -> str | None:
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
         return f"{path} cannot be decoded ({error}): copy it again, or remove it"
     return None
+
+
+def eight_bit(image: Any) -> Any:
+    """Return an image of PIL, a grey one of 16 bits with the upper 8 of them, where PIL would cut off all values above 255."""
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

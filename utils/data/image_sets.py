@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from .image_files import ImageFiles, damage, read_splits
+from .image_files import ImageFiles, damage, eight_bit, read_splits
 
 SIZE = 32
 SUMS = "SHA256SUMS"
@@ -135,13 +135,6 @@ def read_folder(root: Path, train: bool, size: int) -> tuple[Tensor, Tensor]:
         print(f"note: {others} of {len(images)} images of {root} are not {size}x{size}: their shorter side is resized to that, and "
               "the middle cropped; --size says another size", file=sys.stderr)
     return torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(files.labels)
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits with the upper 8 of them, where PIL would cut off all values above 255; others as they are."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def centre(image: Image.Image, size: int) -> Image.Image:

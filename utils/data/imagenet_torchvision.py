@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ..distributed.processes import end_with_parent
-from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles
+from .image_files import AREA, ASPECT, SHORTER_SIDE, SIZE, Decoding, ImageFiles, eight_bit
 
 
 def centre(image: Image.Image) -> Image.Image:
@@ -41,7 +41,7 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with Image.open(self.files.paths[index]) as image, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + index)
-            pixels = np.array(self.transform(image.convert("RGB")))
+            pixels = np.array(self.transform(eight_bit(image).convert("RGB")))
         return torch.from_numpy(pixels), self.files.labels[index]
 
 

@@ -13,7 +13,7 @@ from snn_layers import HALF, NEURONS, Neuron, checked, neuron_of, to_spiking
 
 from ..checkpoints.checkpoint import BEST, LAST, SUFFIX, read_checkpoint, recorded, restore_network, run_name, tunings, untuned
 from ..checkpoints.resume import no_start
-from ..checkpoints.rundir import LOG
+from ..checkpoints.rundir import LOG, PAGES
 from ..errors import UserError
 
 
@@ -96,12 +96,14 @@ def read_subject(run: Path, arch: str | None = None, kinds: Mapping[str, Neuron]
     path = checkpoint_of(run)
     contents = read_checkpoint(path)
     network = restore_network(contents, path, arch, bit, as_it_is=True)
-    page = run / "report.html" if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
+    page = run / PAGES[0] if run.is_dir() else run.with_name(run.name.removesuffix(SUFFIX) + ".html")
     title = f"{network.arch}, {path.parent.name if path.name == BEST else path.name.removesuffix(SUFFIX)}"
     if "finetune" not in contents:
         subject = Subject(title, page, path, contents | {"history": history_of(path, contents)}, network, kinds=kinds)
-        files = tuned_files(path, network) if subject.quantized else []
-        subject.tuned = told_apart(read_tuned(file, arch, kinds) for file in files)
+        found = [read_tuned(file, arch, kinds) for file in (tuned_files(path, network) if subject.quantized else [])]
+        others = {one.path: reason for one in found if (reason := no_start(one.path, one.snn, network)) is not None}
+        subject.tuned = told_apart(one for one in found if one.path not in others)
+        subject.notes = [f"{reason}: it is left out." for reason in others.values()]
         return subject
     tuned, start = read_tuned(path, arch, kinds), untuned(path)
     found = f"The network that this one was tuned from, {start}, is not here"

@@ -158,12 +158,14 @@ def reads_start(stage: Stage, directory: Path) -> bool:
 
 
 def lost(chain: tuple[Stage, ...], study: Path) -> list[Stage]:
-    """Return the finished stages of a chain whose network is gone, but needed by a stage that still has to run."""
+    """Return the finished stages of a chain whose network is gone, but needed as start or teacher by one that still has to run."""
     found: list[Stage] = []
-    for before, after in zip(chain[-2::-1], chain[:0:-1], strict=True):
-        runs = after in found or record_of(after, study) is None
-        if runs and record_of(before, study) and reads_start(after, study / after.name) and not after.init.is_file():
-            found.append(before)
+    for place, after in reversed(list(enumerate(chain))):
+        if after in found or record_of(after, study) is None:
+            read = [after.init] * reads_start(after, study / after.name) + [after.teacher] * (after.teacher is not None)
+            gone = [file for file in read if not file.is_file()]
+            found += [before for before in chain[:place] if before not in found and record_of(before, study)
+                      and any(study / before.name in file.parents for file in gone)]
     return found
 
 

@@ -21,6 +21,7 @@ class Session:
 
     Attributes:
         batches, check, test_batches: images to learn from, images that decide meanwhile, and the test set.
+        calibration: images to calibrate on; all training images where `batches` has too few.
         history: the log, a line a unit or epoch.
         summary: results so far; accuracies in percent on the test set.
         optimizer_state: global, through time: of the optimizer.
@@ -42,8 +43,10 @@ class Session:
         if before:
             tuned = data.placed(restore_network(before, run.file, settings.run.arch, self.ann.bit, settings.data.dataset))
             same_frozen(tuned, start, run.path, how.method)
-        self.snn = loading.spiking(settings.spiking, tuned)
+        self.snn = data.described(loading.spiking(settings.spiking, tuned))
         self.batches = data.batches(train=True, augment=True, limit=how.tune_images or None)
+        few = 0 < (how.tune_images or 0) < settings.spiking.calibrate
+        self.calibration = data.batches(train=True, augment=True) if few else self.batches
         self.check, self.test_batches = data.batches(train=True, limit=how.check_images), data.batches(train=False)
         self.history: list[dict[str, Any]] = before.get("history", [])
         self.summary: dict[str, Any] = before.get("finetune") or {}
@@ -63,7 +66,7 @@ class Session:
         print(f"test set: quantized ANN {self.summary['ann']:.2f} %, {snn.neuron} SNN before tuning "
               f"{self.summary['before']:.2f} %", flush=True)
         if count and not self.run.contents:
-            self.summary["seconds"] += loading.calibrate(count, snn, self.ann, self.batches)
+            self.summary["seconds"] += loading.calibrate(count, snn, self.ann, self.calibration)
             self.summary["calibrated"] = self.score(snn, "calibrated SNN")
             print(f"test set: calibrated SNN {self.summary['calibrated']:.2f} %", flush=True)
         self.spent, self.began = self.summary.get("seconds", 0.0), time.monotonic()
