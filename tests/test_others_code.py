@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import TINY, TINY_RUN
 from PIL import Image
 from torch import Tensor, nn
 
 import main
 import models
-import report
 import snn
 import snn_ft
 from models import Network
@@ -29,6 +29,7 @@ from utils.data.imagenet_torchvision import Images
 from utils.data.splits import Data
 from utils.distributed.processes import Place
 from utils.errors import UserError
+from utils.report.subject import read_subject
 from utils.training.loading import fitted
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -360,7 +361,7 @@ def net(num_classes):
 
 
 def test_a_network_that_was_trained_anew_is_not_the_ann_of_an_older_tuning(few, tmp_path, capsys):
-    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    flags = ["-a", TINY, "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
     main.main([*flags, "--epochs", "1"])
     tuned = snn_ft.main([*flags, "--method", "global", "--epochs", "1", "--check-images", "16"])["directory"] / BEST
     snn.main([*flags, "-e", "--init", str(tuned)])
@@ -370,11 +371,10 @@ def test_a_network_that_was_trained_anew_is_not_the_ann_of_an_older_tuning(few, 
     assert "is no longer the network that" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is no longer the network that.*tuning learns from it"):
         snn_ft.main([*flags, "--method", "global", "--init", str(tuned), "--result", str(tmp_path / "again")])
-    for run in (tuned.parent, tmp_path / "resnet20_2bit"):
-        report.main([str(run), "--images", "16", "--output", str(tmp_path / "page.html")])
-        page = (tmp_path / "page.html").read_text()
-        assert "is no longer the network that" in page
-        assert ("signed, global" in page) is (run == tuned.parent)
+    for run, names in ((tuned.parent, ["signed, global"]), (tmp_path / f"{TINY_RUN}_2bit", [])):
+        subject = read_subject(run, TINY)
+        assert [one.name for one in subject.tuned] == names
+        assert ["is no longer the network that" in note for note in subject.notes] == [True]
 
 
 def test_the_file_beside_a_tuned_one_is_its_start_whatever_lies_where_it_was(tmp_path):
@@ -392,7 +392,7 @@ def test_the_file_beside_a_tuned_one_is_its_start_whatever_lies_where_it_was(tmp
 @pytest.fixture
 def tuning(few, tmp_path) -> list[str]:
     """Return the flags of a finished tuning with its own normalisation, of two epochs and as a whole."""
-    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    flags = ["-a", TINY, "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
     main.main([*flags, "--epochs", "1", "--mean", ".4", ".4", ".4", "--std", ".2", ".2", ".2"])
     how = [*flags, "--method", "global", "--check-images", "16"]
     snn_ft.main([*how, "--epochs", "2", "--mean", ".5", ".5", ".5", "--std", ".3", ".3", ".3"])
@@ -400,14 +400,14 @@ def tuning(few, tmp_path) -> list[str]:
 
 
 def test_a_tuned_network_keeps_the_normalisation_that_it_was_tuned_with(tuning, tmp_path):
-    assert read_checkpoint(tmp_path / "resnet20_2bit_ft_global" / BEST)["mean"] == (0.5, 0.5, 0.5)
+    assert read_checkpoint(tmp_path / f"{TINY_RUN}_2bit_ft_global" / BEST)["mean"] == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(("more", "named"), [
     (["--epochs", "1"], "--epochs: the run in .* is finished"), (["--lr", "0.5"], "--lr: the run in .* is finished"),
     (["--epochs", "3", "--calibrate", "16"], "--calibrate 16: the run in .* was calibrated on 0 images")])
 def test_flags_that_come_too_late_are_refused(tuning, tmp_path, more, named):
-    config = tmp_path / "resnet20_2bit_ft_global" / "config.json"
+    config = tmp_path / f"{TINY_RUN}_2bit_ft_global" / "config.json"
     before = config.read_text()
     with pytest.raises(UserError, match=named):
         snn_ft.main([*tuning, "--resume", *more])
@@ -416,20 +416,20 @@ def test_flags_that_come_too_late_are_refused(tuning, tmp_path, more, named):
 
 
 def test_a_lightened_tuning_does_not_go_on_without_its_momenta(tuning, tmp_path):
-    lighten(tmp_path / "resnet20_2bit_ft_global" / LAST)
+    lighten(tmp_path / f"{TINY_RUN}_2bit_ft_global" / LAST)
     with pytest.raises(UserError, match=r"has no momenta any more.*--overwrite"):
         snn_ft.main([*tuning, "--resume", "--epochs", "3"])
 
 
 def test_calibration_takes_as_many_images_as_the_flag_says(few, tmp_path, capsys):
-    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    flags = ["-a", TINY, "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
     main.main([*flags, "--epochs", "1"])
     snn_ft.main([*flags, "--method", "global", "--check-images", "16", "--tune-images", "16", "--calibrate", "24"])
     assert "calibrated on 24 training images" in capsys.readouterr().out
 
 
 def test_a_new_run_leaves_no_page_of_the_old_one(few, tmp_path):
-    flags = ["-a", "resnet20", "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
+    flags = ["-a", TINY, "--bit", "2", "--dataset", "digits", "-b", "16", "--result", str(tmp_path)]
     run = main.main([*flags, "--epochs", "1"])["directory"]
     for page in PAGES:
         (run / page).write_text("of the old run")
