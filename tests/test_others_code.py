@@ -417,6 +417,8 @@ def test_flags_that_come_too_late_are_refused(tuning, tmp_path, more, named):
 
 def test_a_lightened_tuning_does_not_go_on_without_its_momenta(tuning, tmp_path):
     lighten(tmp_path / f"{TINY_RUN}_2bit_ft_global" / LAST)
+    snn_ft.main([*tuning, "--resume"])  # scored again
+    lighten(tmp_path / f"{TINY_RUN}_2bit_ft_global" / LAST)
     with pytest.raises(UserError, match=r"has no momenta any more.*--overwrite"):
         snn_ft.main([*tuning, "--resume", "--epochs", "3"])
 

@@ -135,16 +135,16 @@ def as_a_whole(settings: Settings, session: Session, trained: RateNetwork | Thro
 
 
 def check(settings: Settings, session: Session) -> None:
-    """Raise UserError if the method cannot tune the network, before anything is measured or written."""
-    how = settings.tuning
+    """Raise UserError if the method cannot tune the network, or cannot go on, before anything is measured or written."""
+    how, file = settings.tuning, session.run.file
     done = session.history and (session.history[-1]["unit"] + 1 == len(session.snn.graph.units) if how.method == "layerwise"
                                 else len(session.history) >= how.epochs)
     late = [name for name in session.run.changed if name in {field.name for field in fields(how)}]
     if done and late:
         flag = late[0].replace("_", "-")
         raise UserError(f"--{flag}: the run in {session.run.path} is finished, so that it changes nothing; --overwrite tunes anew")
-    if session.history and how.method != "layerwise" and session.optimizer_state is None:
-        raise UserError(f"--resume: {session.run.file} has no momenta any more, as a lightened file: --overwrite tunes anew")
+    if session.history and not done and how.method != "layerwise" and session.optimizer_state is None:
+        raise UserError(f"--resume: {file} has no momenta any more, as a lightened file: --overwrite tunes anew")
     try:
         if how.method == "layerwise":
             refuse_shared_weights(session.snn)
