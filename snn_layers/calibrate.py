@@ -75,7 +75,7 @@ def bias_of(snn: Network, unit: Part, node: fx.Node) -> str | None:
         return node.target if layer.bias is not None and snn.graph.calls(node.target) == 1 else None
     if isinstance(layer, (*SAME, *POOLS)):
         return bias_of(snn, unit, node.args[0])
-    if layer is None and call_name(node) == "add" and not node.kwargs:
+    if call_name(node) == "add" and not node.kwargs:
         inputs = [value for value in node.args if isinstance(value, fx.Node)]
         return next((path for path in (bias_of(snn, unit, value) for value in inputs) if path is not None), None)
     return None

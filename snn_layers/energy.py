@@ -137,9 +137,9 @@ def _driven(ann: Network, part: Part, counts: dict[str, Tensor]) -> tuple[float,
         if isinstance(layer, WEIGHTED):
             driven += sum(weighted(layer, count[0]) for count in reads)
             analog += [] if reads else [node.target]
-        elif reads and len(tensors) > 1 and layer is None and call_name(node) in ("add", "sub"):
+        elif reads and len(tensors) > 1 and call_name(node) in ("add", "sub"):
             summed += sum(count[0].sum().item() for count in reads)
-        elif reads and layer is None and call_name(node) in WEIGHTING:
+        elif reads and call_name(node) in WEIGHTING:
             raise ValueError(f"the operations of {node.name}, a function with a weight, are not counted: write it as a layer")
         elif len(reads) == len(tensors) > 0:
             known[node] = _moved(ann, node, layer, known)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from inspect import signature
 from types import MappingProxyType
 
@@ -99,6 +99,7 @@ def neuron_of(name: str, delay: int = 0, start: float = HALF) -> Neuron:
     return named(name) if found is None else checked(Neuron(found[1], models.function_of(*found)), delay, start)
 
 
+@lru_cache
 def levels(most: int) -> Neuron:
     """Return the neuron that fires up to so many spikes in the one step that it runs: a quantized ReLU."""
     def equation(current: Tensor, threshold: Tensor, delay: int = 0, start: float = HALF) -> Tensor:

@@ -19,6 +19,7 @@ import models
 import snn
 import snn_ft
 from models import Network
+from models.graph.calls import FollowsMode
 from quant import QuantConv2d, quantize_
 from utils.checkpoints.checkpoint import BEST, LAST, load_network, read_checkpoint, save_checkpoint, untuned
 from utils.checkpoints.light import lighten
@@ -163,11 +164,12 @@ class Dropped(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
-@pytest.mark.parametrize("kind", [Frozen, lambda: Asking(8), Dropped])
-def test_a_function_follows_the_mode_only_where_the_code_does(kind):
+@pytest.mark.parametrize(("kind", "follows"), [(Frozen, False), (lambda: Asking(8), True), (Dropped, True)])
+def test_a_function_follows_the_mode_only_where_the_code_does(kind, follows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same_in_both_modes(net(kind()))
+        network = same_in_both_modes(net(kind()))
+    assert any(isinstance(module, FollowsMode) for module in network.modules()) is follows
 
 
 class DropPath(nn.Module):
@@ -178,13 +180,15 @@ class DropPath(nn.Module):
 
 
 def test_code_for_training_only_is_told():
-    with pytest.warns(UserWarning, match="2 does otherwise in training, which is left out.*leaf = True"):
+    with pytest.warns(UserWarning, match="2 does otherwise in training, which is left out.*leaf = True") as told:
         Network(net(DropPath()))
+    assert len(told) == 1
     whole = DropPath()
     whole.leaf = whole.affine_in_spikes = True
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same_in_both_modes(net(whole))
+        network = same_in_both_modes(net(whole))
+    assert isinstance(network.layer("2"), DropPath)
 
 
 class Builtin(nn.Module):
@@ -225,7 +229,8 @@ def test_axes_may_have_numpys_name():
         def forward(self, x: Tensor) -> Tensor:
             return x.mean(axis=(2, 3), keepdim=True)
 
-    same_in_both_modes(net(Mean()))
+    network = same_in_both_modes(net(Mean()))
+    assert "mean" in [node.target for part in network.graph.parts for node in part.nodes]
 
 
 NETS = """

@@ -102,9 +102,9 @@ def test_an_edited_quantizer_is_computed_and_not_the_fused_pass_of_the_old_one(s
     floors = quantizers._ActivationQuantization
     monkeypatch.setattr(floors, "forward", staticmethod(lambda ctx, x, threshold, steps: (
         (x / threshold).clamp(0, 1).mul(steps).floor() * threshold / steps)))
-    units._rounds.cache_clear()
+    units._agrees.cache_clear()
     deployed, expected = deploy(small, compile=False), copy.deepcopy(small).double()(IMAGES.double()).float()
-    units._rounds.cache_clear()
+    units._agrees.cache_clear()
     assert deployed.plain
     torch.testing.assert_close(deployed(IMAGES), expected)
 

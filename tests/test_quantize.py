@@ -173,8 +173,9 @@ def test_normalised_weights_without_bn_are_told():
     bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
                          nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
     images = torch.randn(4, 3, 9, 9)
-    with pytest.warns(UserWarning, match="no BN follows 2, whose weights"):
+    with pytest.warns(UserWarning, match="no BN follows 2, whose weights") as told:
         fit_(quantize_(bare, 3), images)
+    assert len(told) == 1
     early = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
                           nn.Linear(100, 2))
     with pytest.warns(UserWarning, match="no BN follows 3, whose"):

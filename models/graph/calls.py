@@ -103,7 +103,7 @@ def clip_of(node: fx.Node, root: nn.Module) -> float | None:
             return float(module.max_val) if module.min_val == 0 else None
         return inf if isinstance(module, nn.ReLU) else None
     name = call_name(node).rstrip("_")
-    if node.op not in ("call_function", "call_method") or name not in CLIPS:
+    if name not in CLIPS:
         return None
     low, high = (argument(node, place, *limit) if isinstance(limit, tuple) else limit
                  for place, limit in enumerate(CLIPS[name], start=1))

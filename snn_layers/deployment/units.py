@@ -10,7 +10,7 @@ from models import INPUT, Network, Part, moving
 
 from ..functional import RETRACTION
 from ..native import calls
-from ..neuron import IFNeuron, Neuron, levels
+from ..neuron import IFNeuron, Neuron
 from .excerpt import Excerpt, movers
 from .fused import SMALLEST, FusedNeuron, fire, fire_levels, neuron_constants
 from .integer import Convolution, on_places
@@ -51,9 +51,8 @@ class PlainNeuron(FusedNeuron):
 
 def fuses(neuron: IFNeuron) -> bool:
     """Return whether the fused pass fires as the neuron's equation does, and so does the same in C++."""
-    if neuron.kind.most > 1:
-        return _rounds(neuron.kind.most)
-    return neuron.kind.signed is not None and _agrees(neuron.kind, neuron.time_steps, neuron.delay, neuron.start)
+    known = neuron.kind.most > 1 or neuron.kind.signed is not None
+    return known and _agrees(neuron.kind, neuron.time_steps, neuron.delay, neuron.start)
 
 
 @lru_cache
@@ -61,22 +60,15 @@ def fuses(neuron: IFNeuron) -> bool:
 def _agrees(kind: Neuron, time_steps: int, delay: int, start: float) -> bool:
     """Compare the fused pass with an equation on random currents in float64; once, since tuning deploys in each step."""
     plain = IFNeuron(nn.Parameter(torch.ones(1, dtype=torch.float64), False), time_steps, kind, delay, False, start)
-    current = 0.7 * torch.randn(time_steps, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    how = current, None, float64_constants(plain), time_steps, kind.signed, delay, 0, torch.float64, start
+    generator, constants = torch.Generator().manual_seed(0), float64_constants(plain)
+    current = 0.7 * kind.most * torch.randn(time_steps, 512, 1, generator=generator, dtype=torch.float64)
+    if kind.most > 1:
+        same = torch.tensor([1.0, 0.0], dtype=torch.float64).view(2, 1, 1)  # scale and bias of currents
+        passes, how = (fire_levels, calls.fire_levels), (same, constants, kind.most, 0, torch.float64)
+    else:
+        passes, how = (fire, calls.fire), (constants, time_steps, kind.signed, delay, 0, torch.float64, start)
     expected = plain.spike_train(current.flatten(0, 1))
-    return all(found is None or torch.equal(found, expected) for found in (fire(*how), calls.fire(*how)))
-
-
-@lru_cache
-@torch.no_grad()
-def _rounds(most: int) -> bool:
-    """Compare the fused pass of levels with the quantized ReLU on random currents in float64."""
-    current = most * torch.randn(1, 512, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    one = torch.ones((), dtype=torch.float64)
-    how = current, None, torch.stack((one, 0 * one)).view(2, 1, 1), torch.stack((one, *[0 * one] * 3)).view(4, 1, 1), most, 0
-    expected = levels(most).equation(current, one)
-    return all(found is None or torch.equal(found, expected)
-               for found in (fire_levels(*how, torch.float64), calls.fire_levels(*how, torch.float64)))
+    return all(found is None or torch.equal(found, expected) for found in (run(current, None, *how) for run in passes))
 
 
 def float64_constants(neuron: IFNeuron, current: Tensor | None = None) -> Tensor:
